@@ -1,0 +1,36 @@
+# make demo · make test · make check · make bench
+PYTHON ?= python3
+DATA ?=
+BIN := .venv/bin
+EXP ?= exp/demo
+
+.PHONY: .venv demo test check format bench clean
+
+.venv: .venv/ready  ## set-up alone
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,synth]'
+	touch $@
+
+demo: .venv/ready  ## prepare, train, decode, transcribe live; DATA=DIR for real recordings
+	PATH="$(CURDIR)/$(BIN):$$PATH" egs/digits/run.sh --data-dir "$(DATA)" --exp $(EXP)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/ready  ## against the peers, ratios in one process
+	for bench in tools/bench/*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,103 @@
+"""`asr data`: bring a corpus into cut manifests, and check them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from asr.data.check import CheckReport
+
+SHOWN_IDS = 5
+
+app = typer.Typer(help="Import corpora as lhotse cuts, and check them.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """Layouts that can be imported."""
+
+    AUTO = "auto"
+    LHOTSE = "lhotse"
+    KALDI = "kaldi"
+    NEMO = "nemo"
+    LJSPEECH = "ljspeech"
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A manifest, or a corpus directory.")],
+    out: Annotated[Path, typer.Argument(help="Cut manifest to write, NAME.jsonl.gz.")],
+    kind: Annotated[Kind, typer.Option(help="Layout of the source.")] = Kind.AUTO,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out utterances whose audio is missing.")
+    ] = False,
+) -> None:
+    """Turn a corpus (lhotse, Kaldi, NeMo, LJSpeech layouts) into a cut manifest."""
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from asr.data.importers import import_corpus
+    from asr.data.manifests import write_cuts
+
+    columns = (TextColumn("reading headers"), TextColumn("{task.completed} utterances"), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        imported = import_corpus(
+            source, kind.value, skip_missing=skip_missing, progress=lambda: progress.advance(task)
+        )
+    write_cuts(imported.cuts, out)
+    hours = sum(cut.duration for cut in imported.cuts) / 3600
+    skipped = f", {len(imported.skipped)} skipped for missing audio" if imported.skipped else ""
+    print(f"{out}: {len(imported.cuts)} cuts, {hours:.3f} h{skipped}")
+
+
+@app.command("check")
+def check_command(
+    manifests: Annotated[list[Path], typer.Argument(help="Cut manifests, checked together.")],
+    all_samples: Annotated[
+        bool, typer.Option("--all-samples", help="Read all samples, not only the headers.")
+    ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Model directory whose tokenizer the texts must fit.")
+    ] = None,
+    subsampling: Annotated[int, typer.Option(min=1, help="Time reduction of the model.")] = 4,
+) -> None:
+    """Check recordings and texts; exit code 1 if anything is wrong."""
+    from rich.progress import track
+
+    from asr.data.check import check_cuts
+    from asr.data.manifests import read_cuts
+
+    fitting = None
+    if tokenizer is not None:
+        from asr.text.tokenizer import load_tokenizer
+
+        fitting = load_tokenizer(tokenizer)
+    cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
+    shown = track(cuts, description="checking", transient=True)
+    report = check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling)
+    _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print_report(report: CheckReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from asr.data.check import PROBLEMS
+
+    print(f"{report.cuts} cuts, {report.recordings} recordings, {report.duration_s / 3600:.3f} h")
+    if report.ok:
+        print("no problems found")
+        return
+    table = Table("problem", "cuts", "first ids", "first case")
+    for kind, title in PROBLEMS.items():
+        if ids := report.problems.get(kind):
+            more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+            first = ", ".join(ids[:SHOWN_IDS]) + more
+            table.add_row(title, str(len(ids)), escape(first), escape(report.details[kind]))
+    Console().print(table)

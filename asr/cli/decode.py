@@ -1,0 +1,34 @@
+"""`asr decode`: recognise a test set and score it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def decode(
+    exp: Annotated[Path, typer.Argument(help="Model directory, usually of a training run.")],
+    data: Annotated[
+        str, typer.Option(help="A split of the run's corpus (test, dev) or a cut manifest.")
+    ] = "test",
+    out: Annotated[Path | None, typer.Option(help="Where results go; default EXP/decode/NAME.")] = None,
+    live: Annotated[
+        bool, typer.Option("--stream", help="Feed every recording as live audio; adds latency.")
+    ] = False,
+    chunk_ms: Annotated[float, typer.Option(min=1, help="Audio per feed with --stream.")] = 100.0,
+    normalization: Annotated[
+        str, typer.Option(help="Text normalisation for scoring: none, basic, english.")
+    ] = "none",
+    batch_s: Annotated[float, typer.Option(min=1, help="Padded seconds of audio per batch.")] = 200.0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Recognise a test set: hyp.jsonl, wer.txt and a summary line."""
+    from asr.evaluate import Options, evaluate
+
+    options = Options(normalization, batch_s, chunk_ms / 1000 if live else None, threads, device)
+    result = evaluate(exp, data, out, options)
+    for line in result.lines:
+        print(line)

@@ -1,0 +1,59 @@
+"""`asr info`: the installation, or a model."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PACKAGES = ("torch", "triton", "torchaudio", "lhotse", "sentencepiece", "soundfile", "soxr", "k2")
+
+
+def info(
+    model: Annotated[Path | None, typer.Argument(help="Model directory.", show_default=False)] = None,
+) -> None:
+    """Show versions, or what a model is: size, latency, memory per stream."""
+    if model is None:
+        _installation()
+    else:
+        _model(model)
+
+
+def _installation() -> None:
+    from asr import __version__
+
+    print(f"asr {__version__}")
+    for package in PACKAGES:
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} not installed")
+
+
+def _model(directory: Path) -> None:
+    from asr.recognizer import load
+    from asr.state import bytes_per_stream
+
+    recognizer = load(directory)
+    network = recognizer.network
+    print(f"parameters            {sum(p.numel() for p in network.parameters()):,}")
+    print(f"labels                {recognizer.config.vocab_size} ({recognizer.tokenizer.config.kind})")
+    print(f"sample rate           {recognizer.sample_rate} Hz")
+    print(f"frame                 {1000 / network.encoder.frame_rate:.0f} ms")
+    print(f"heads                 {' '.join(name for name, has in _heads(network) if has)}")
+    if recognizer.streaming:
+        print(f"algorithmic latency   {1000 * recognizer.algorithmic_latency_s:.1f} ms")
+        print(f"state per stream      {bytes_per_stream(recognizer.initial_state()):,} bytes")
+    else:
+        print(f"streaming             no: {network.encoder.why_not_streaming}")
+    if recognizer.config.synthetic:
+        print("trained on            SYNTHETIC speech")
+
+
+def _heads(network: object) -> list[tuple[str, bool]]:
+    return [
+        ("transducer", bool(getattr(network, "has_transducer", False))),
+        ("ctc", getattr(network, "ctc", None) is not None),
+    ]

@@ -1,0 +1,43 @@
+"""`asr score REF HYP`: word error rate of transcripts that are already there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def score(
+    ref: Annotated[
+        Path, typer.Argument(help="Reference transcripts: JSON lines, lhotse cuts, Kaldi text or .txt.")
+    ],
+    hyp: Annotated[Path, typer.Argument(help="Recognised transcripts, in any of these formats.")],
+    normalization: Annotated[
+        str, typer.Option(help="What to even out before comparing: none, basic or english.")
+    ] = "none",
+    report: Annotated[Path | None, typer.Option(help="Also write the full report to this file.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Score absent hypotheses as empty, leave surplus ones out.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=0, help="How many confusions to print.")] = 10,
+) -> None:
+    """Print the word error rate of HYP against REF, with a confidence interval and the top confusions."""
+    from asr.score.report import confusion_lines, summary_line, write_report
+    from asr.score.transcripts import read_transcript_lines, read_transcripts
+    from asr.score.wer import score_pairs
+
+    lines = read_transcript_lines(ref)
+    result = score_pairs(
+        {line.id: line.text for line in lines},
+        read_transcripts(hyp),
+        normalization=normalization,
+        speakers={line.id: line.speaker for line in lines if line.speaker is not None},
+        allow_missing=allow_missing,
+    )
+    typer.echo(summary_line(result))
+    for line in confusion_lines(result, top):
+        typer.echo(line)
+    if report is not None:
+        write_report(report, result, title=f"{hyp} against {ref}")
+        typer.echo(f"report: {report}")

@@ -1,0 +1,40 @@
+"""`asr train`: start a training run, or go on with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="FILE.py:FUNCTION or FILE.yaml, e.g. egs/digits/lstm.py:streaming.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Corpus directory with train, dev and test manifests.")
+    ] = None,
+    exp: Annotated[Path, typer.Option(help="Directory of the run; becomes the model directory.")] = Path(
+        "exp/model"
+    ),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting, e.g. optimizer.lr=1e-3; repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --exp.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
+) -> None:
+    """Train a model. Ctrl-C saves and prints the command that goes on."""
+    from asr.config import load_recipe, override
+    from asr.errors import ConfigError
+    from asr.train.loop import train as run
+    from asr.train.recipe import Recipe
+
+    if resume and (recipe or data or settings):
+        raise ConfigError("--resume goes on with the recipe and data of the run: give only --exp")
+    chosen = override(load_recipe(recipe, Recipe), settings or []) if recipe else None
+    run(chosen, data, exp, resume=resume, profile=profile)

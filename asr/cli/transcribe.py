@@ -1,0 +1,99 @@
+"""`asr transcribe`: recordings to text, whole or as live audio."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from asr.recognizer import Recognizer, Transcript
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3.")],
+    model: Annotated[Path, typer.Option(help="Model directory.")],
+    format: Annotated[
+        Literal["txt", "json", "srt", "vtt", "ctm"], typer.Option(help="Output format.")
+    ] = "txt",
+    live: Annotated[
+        bool, typer.Option("--stream", help="Feed as live audio and show partial results.")
+    ] = False,
+    chunk_ms: Annotated[float, typer.Option(min=1, help="Audio per feed with --stream.")] = 100.0,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="With --stream, feed at the speed of speech.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="With one file, draw log-mel, token times and words to this PNG.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Transcribe recordings. Results go to stdout, partial results to stderr."""
+    from asr.cli.formats import render
+    from asr.errors import AsrError, ConfigError
+    from asr.recognizer import load
+
+    if picture and len(files) != 1:
+        raise ConfigError(f"--picture draws one recording, found {len(files)} files; give one")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    recognizer = load(model, device)
+    failed = 0
+    for file in files:
+        try:
+            transcript = _live(recognizer, file, chunk_ms, realtime) if live else recognizer.transcribe(file)
+        except AsrError as error:
+            # One bad file must not lose the others' results; the exit code says that something failed.
+            print(f"asr: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        _warn_truncated(file, transcript)
+        print(render(transcript, format, file.stem), end="", flush=True)
+        if picture:
+            _draw(picture, recognizer, file, transcript)
+            print(f"picture: {picture}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _live(recognizer: Recognizer, file: Path, chunk_ms: float, realtime: bool) -> Transcript:
+    """Feed a file as live audio; partial results as they change."""
+    from asr.live import feed_file
+
+    shown = ""
+    transcript = None
+    for update in feed_file(recognizer, file, chunk_ms / 1000, realtime=realtime):
+        transcript = update.transcript
+        if update.transcript.text != shown:
+            shown = update.transcript.text
+            print(f"[{update.heard_s:7.2f} s] {shown}", file=sys.stderr, flush=True)
+    assert transcript is not None
+    return transcript
+
+
+def _warn_truncated(file: Path, transcript: Transcript) -> None:
+    if transcript.truncated_frames:
+        print(
+            f"asr: {file}: the bound on symbols per frame stopped the search on "
+            f"{transcript.truncated_frames} frames; the model may be diverging, or raise search.max_symbols",
+            file=sys.stderr,
+        )
+
+
+def _draw(path: Path, recognizer: Recognizer, file: Path, transcript: Transcript) -> None:
+    """Log-mel, emission times and words of one recording."""
+    from asr.audio import read_audio
+    from asr.score.picture import TokenMark, WordMark, draw_transcript
+
+    features = recognizer.features(read_audio(file, recognizer.sample_rate).samples)
+    tokens = [TokenMark(t.piece, t.start_s, t.confidence) for t in transcript.tokens]
+    words = [WordMark(*word) for word in transcript.words]
+    title = f"{file.name}: {transcript.text}"
+    draw_transcript(
+        path, features, recognizer.fbank.shift_s, tokens, words, title, synthetic=recognizer.config.synthetic
+    )

@@ -1,0 +1,156 @@
+"""Typed configuration: frozen pydantic models, YAML in and out, dotted overrides.
+
+Every part of the toolkit keeps its own `Config` subclass beside the code that it configures; a recipe is
+a Python function that returns one. Unknown keys are refused. All errors are one-line `ConfigError`s that
+name the file or the flag that mends them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from asr.errors import ConfigError
+
+MAX_YAML_BYTES = 1_000_000
+"""A configuration is a page or two; anything larger is not one (and YAML aliases can explode)."""
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader; raises ConfigError naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a YAML file, found nothing there")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_YAML_BYTES} bytes of YAML, found more")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def load_config(path: Path | str, kind: type[C]) -> C:
+    """Read and validate a configuration of type `kind` from a YAML file."""
+    return validate(load_yaml(path), kind, source=str(path))
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Write a configuration as YAML, aside and renamed, so that a crash leaves no half file."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(Path(path), text.encode())
+
+
+def validate(values: dict[str, Any], kind: type[C], source: str) -> C:
+    """Build `kind` from plain values; `source` (a file or flag) opens the error message."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown setting; remove it or check its spelling"
+        found = "" if first["type"] in {"missing", "value_error"} else f", found {first['input']!r}"
+        raise ConfigError(f"{source}: {where}: {message}{_one_line(found)}{more}") from error
+
+
+def override(config: C, assignments: Sequence[str]) -> C:
+    """Apply dotted overrides such as `optimizer.lr=1e-3`; values are read as YAML scalars or lists."""
+    values = config.model_dump(mode="json")
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment}: expected key=value, for example optimizer.lr=1e-3")
+        *parents, last = key.strip().split(".")
+        node = values
+        for parent in parents:
+            child = node.get(parent) if isinstance(node, dict) else None
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {assignment}: there is no section {parent!r} in this configuration")
+            node = child
+        try:
+            node[last] = _scalar(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: cannot read the value: {_one_line(error)}") from error
+    return validate(values, type(config), source="--set")
+
+
+def load_recipe(reference: str, kind: type[C]) -> C:
+    """Return the configuration made by a recipe function, `FILE.py:FUNCTION`, or read from `FILE.yaml`."""
+    if reference.endswith((".yaml", ".yml")):
+        return load_config(reference, kind)
+    file, separator, name = reference.rpartition(":")
+    if not separator or not file.endswith(".py"):
+        raise ConfigError(
+            f"{reference}: expected FILE.yaml or FILE.py:FUNCTION, e.g. egs/digits/lstm.py:streaming"
+        )
+    if not Path(file).is_file():
+        raise ConfigError(f"{reference}: there is no file {file}")
+    functions = _recipe_functions(Path(file))
+    if name not in functions:
+        raise ConfigError(
+            f"{reference}: {file} has no function {name!r}; it has {', '.join(sorted(functions))}"
+        )
+    config = functions[name]()
+    if not isinstance(config, kind):
+        raise ConfigError(f"{reference}: expected a {kind.__name__}, found a {type(config).__name__}")
+    return config
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the new one: aside, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _recipe_functions(file: Path) -> dict[str, Callable[[], object]]:
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {
+        k: v for k, v in public.items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+    }
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 (no dot) as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

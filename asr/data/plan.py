@@ -1,0 +1,142 @@
+"""The plan of an epoch: which recordings form which utterance, and which utterances form which batch.
+
+A plan is a pure function of the cuts' durations and speakers, the configuration, the seed and the number
+of the epoch. It is made before any audio is read, so that any batch can be made by any worker, or again
+after a restart, and comes out the same.
+
+Bucketing: utterances are ordered by duration and cut into `num_buckets` runs of about equal total
+duration; each run is shuffled; batches are filled in that order until the padded duration (number of
+utterances times the longest) would pass `max_duration_s`; then the batches are shuffled. One bucket mixes
+all lengths, as many as there are utterances sort them strictly. lhotse's DynamicBucketingSampler does the
+same over a stream, but resumes by replaying it, and only for the same number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from asr.data.augment import ConcatenateConfig, SpeedConfig, draw_speed
+
+PLAN, AUDIO, FEATURES = 0, 1, 2
+"""What a generator is for; part of its seed, so that the streams are independent."""
+
+
+class Utterance(NamedTuple):
+    """Recordings `parts` (indices of cuts) with silences around them, played at `speed`."""
+
+    parts: tuple[int, ...]
+    silences_s: tuple[float, ...]
+    """Before, between and after the parts: one more than parts, or none at all."""
+    speed: float
+    duration_s: float
+    seed: tuple[int, ...]
+    """Of the numpy generator that its augmentation draws from."""
+
+
+class BatchPlan(NamedTuple):
+    """One batch to make."""
+
+    utterances: tuple[Utterance, ...]
+    seed: int
+    """Of the torch generators of the features' dither and SpecAugment."""
+
+
+class Source(NamedTuple):
+    """What planning needs to know of a cut."""
+
+    duration_s: float
+    speaker: str
+
+
+def plan_utterances(
+    sources: Sequence[Source], concatenate: ConcatenateConfig, speed: SpeedConfig, seed: int, epoch: int
+) -> list[Utterance]:
+    """Utterances of a training epoch; every source is used exactly once."""
+    rng = np.random.default_rng([seed, epoch, PLAN])
+    groups = _groups(sources, concatenate, rng) if concatenate.active else [(i,) for i in range(len(sources))]
+    utterances = []
+    for number, parts in enumerate(groups):
+        silences = _silences(len(parts), concatenate, rng) if concatenate.active else ()
+        factor = draw_speed(speed, rng)
+        duration_s = (sum(sources[i].duration_s for i in parts) + sum(silences)) / factor
+        utterances.append(Utterance(parts, silences, factor, duration_s, (seed, epoch, AUDIO, number)))
+    return utterances
+
+
+def plain_utterances(sources: Sequence[Source]) -> list[Utterance]:
+    """Every source as it is, for development and test."""
+    return [Utterance((i,), (), 1.0, s.duration_s, (0, 0, AUDIO, i)) for i, s in enumerate(sources)]
+
+
+def plan_batches(
+    utterances: Sequence[Utterance],
+    *,
+    max_duration_s: float,
+    max_utterances: int,
+    num_buckets: int,
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+) -> list[BatchPlan]:
+    """Batches of at most `max_duration_s` padded seconds; a longer utterance is a batch of its own."""
+    rng = np.random.default_rng([seed, epoch, PLAN, 1])
+    durations = np.array([u.duration_s for u in utterances])
+    order = np.argsort(durations, kind="stable")
+    if shuffle:
+        order = _shuffle_in_buckets(order, durations, num_buckets, rng)
+    batches = _pack(order, durations, max_duration_s, max_utterances)
+    if shuffle:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    seeds = np.random.default_rng([seed, epoch, FEATURES]).integers(2**62, size=len(batches))
+    return [
+        BatchPlan(tuple(utterances[i] for i in batch), int(batch_seed))
+        for batch, batch_seed in zip(batches, seeds, strict=True)
+    ]
+
+
+def _groups(
+    sources: Sequence[Source], config: ConcatenateConfig, rng: np.random.Generator
+) -> list[tuple[int, ...]]:
+    pools: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        pools.setdefault(source.speaker if config.same_speaker else "", []).append(index)
+    groups = []
+    for _, pool in sorted(pools.items()):
+        order = rng.permutation(pool).tolist()
+        while order:
+            size = int(rng.integers(config.min_parts, config.max_parts + 1))
+            groups.append(tuple(order[:size]))
+            del order[:size]
+    return groups
+
+
+def _silences(parts: int, config: ConcatenateConfig, rng: np.random.Generator) -> tuple[float, ...]:
+    between = rng.uniform(*config.gap_s, size=parts - 1).tolist()
+    before, after = rng.uniform(*config.edge_s, size=2).tolist()
+    return (before, *between, after)
+
+
+def _shuffle_in_buckets(
+    order: np.ndarray, durations: np.ndarray, num_buckets: int, rng: np.random.Generator
+) -> np.ndarray:
+    total = np.cumsum(durations[order])
+    limits = np.searchsorted(total, total[-1] * np.arange(1, num_buckets) / num_buckets)
+    return np.concatenate([rng.permutation(bucket) for bucket in np.split(order, limits)])
+
+
+def _pack(
+    order: np.ndarray, durations: np.ndarray, max_duration_s: float, max_utterances: int
+) -> list[list[int]]:
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    longest = 0.0
+    for index in order.tolist():
+        longest = max(longest, durations[index])
+        if batch and (longest * (len(batch) + 1) > max_duration_s or len(batch) == max_utterances):
+            batches.append(batch)
+            batch, longest = [], durations[index]
+        batch.append(index)
+    return [*batches, batch] if batch else batches

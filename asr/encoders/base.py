@@ -1,0 +1,125 @@
+"""The contract of every encoder: `forward(x, x_lengths, state)`; offline is one large chunk.
+
+Feature frames go in, encoder frames come out, `subsampling` times fewer. With `state` None, x is the whole
+signal and every frame of it is answered: ceil(T / subsampling) outputs. With a state, x is the next chunk
+of each stream, of any size, a different one for each stream if need be; outputs come as soon as their
+lookahead has been heard, and `flush` ends the streams. In any chunking the outputs are the same, to 1e-4.
+
+Output frame i stands for the feature frames i s .. i s + s - 1 (s = subsampling, also `chunk_frames`, the
+least that gives a new output) and may look `lookahead_frames` further. The whole is padded with
+`flush_frames` = s - 1 + lookahead_frames zero frames (zero is the mean after normalisation), and flushing
+feeds the very same frames, which is why the two agree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr.errors import StreamingError
+from asr.lengths import padding_mask
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder answers."""
+
+    y: Tensor
+    """(B, T', output_dim); frames beyond y_lengths are undefined."""
+    y_lengths: Tensor
+    """(B,) int64."""
+    state: Any
+    """State for the next chunk; None if none was passed in."""
+
+
+class Encoder(nn.Module, ABC):
+    """Base of all encoders; subclasses set the attributes and implement `encode` and `initial_state`."""
+
+    streaming: bool
+    """Whether chunks can be fed as they come."""
+    output_dim: int
+    subsampling: int
+    """Feature frames per encoder frame."""
+    lookahead_frames: int
+    """Feature frames that an output needs beyond its own block."""
+    frame_shift_s: float
+    """Seconds per feature frame."""
+    why_not_streaming: ClassVar[str] = "it sees the whole utterance"
+
+    @property
+    def chunk_frames(self) -> int:
+        """Feature frames per step: the least that can give a new output."""
+        return self.subsampling
+
+    @property
+    def flush_frames(self) -> int:
+        """Zero frames that stand behind the end of every signal."""
+        return self.chunk_frames - 1 + self.lookahead_frames
+
+    @property
+    def frame_rate(self) -> float:
+        """Encoder frames per second."""
+        return 1.0 / (self.frame_shift_s * self.subsampling)
+
+    @property
+    def lookahead_s(self) -> float:
+        """Seconds that an output needs beyond its own block of frames."""
+        return self.lookahead_frames * self.frame_shift_s
+
+    @property
+    def algorithmic_latency_s(self) -> float:
+        """Seconds from the start of an output's block until all the frames that it needs have begun."""
+        return self.flush_frames * self.frame_shift_s
+
+    def forward(self, x: Tensor, x_lengths: Tensor, state: Any = None) -> EncoderOutput:
+        """Encode whole signals (`state` None) or the next chunk of every stream.
+
+        x: (B, T, D) float; x_lengths: (B,) int64 valid frames, which may be 0 in a stream.
+        Raises StreamingError if a state is passed to an encoder that cannot stream.
+        """
+        if state is None:
+            # Whatever stands behind a shorter utterance in the batch must not differ from its flush.
+            x = x * padding_mask(x_lengths, x.shape[1])[:, :, None]
+            x = functional.pad(x, (0, 0, 0, self.flush_frames))
+            x_lengths = x_lengths + self.flush_frames
+        else:
+            self.require_streaming()
+        return self.encode(x, x_lengths, state)
+
+    def flush(self, state: Any) -> EncoderOutput:
+        """End the streams: the outputs that were waiting for lookahead."""
+        reference = next(self.parameters())
+        batch = self.batch_of(state)
+        x = reference.new_zeros(batch, self.flush_frames, self.input_dim)
+        lengths = torch.full((batch,), self.flush_frames, dtype=torch.int64, device=reference.device)
+        return self.forward(x, lengths, state)
+
+    def require_streaming(self) -> None:
+        """Raise StreamingError with the reason if this encoder cannot stream."""
+        if not self.streaming:
+            raise StreamingError(
+                f"this encoder cannot stream: {self.why_not_streaming}; "
+                "transcribe whole recordings with it, or train a streaming configuration"
+            )
+
+    input_dim: int
+
+    @abstractmethod
+    def encode(self, x: Tensor, x_lengths: Tensor, state: Any) -> EncoderOutput:
+        """The encoder itself; padding and checks are done."""
+
+    @abstractmethod
+    def initial_state(
+        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """State of `batch` streams that have heard nothing."""
+
+    @staticmethod
+    def batch_of(state: Any) -> int:
+        """Number of streams in `state`."""
+        from asr.state import batch_size
+
+        return batch_size(state)

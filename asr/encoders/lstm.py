@@ -1,0 +1,152 @@
+"""LSTM encoder: subsampling, an optional lookahead convolution, a residual stack of LSTM layers.
+
+Each layer computes x + dropout(norm(LSTM(x))), after Graves (2012) and the deep LSTM stacks of Sak et al.
+(2014); the residual path and the layer norm let eight layers train from scratch without pre-training.
+The lookahead is one convolution over 1 + a encoder frames in front of the stack (a row convolution with
+full channel mixing, cf. Amodei et al. 2016, section 3.7): its a frames are the only future that the
+unidirectional encoder sees. The bidirectional encoder sees everything and cannot stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from asr.config import Config
+from asr.encoders.base import Encoder, EncoderOutput
+from asr.layers.convolution import StreamingConvolution
+from asr.layers.subsampling import Subsampling, SubsamplingConfig
+from asr.layers.window import WindowState
+
+
+class LstmEncoderConfig(Config):
+    """An LSTM encoder."""
+
+    kind: Literal["lstm"] = "lstm"
+    hidden: int = Field(256, ge=1)
+    """Cells per layer and direction."""
+    layers: int = Field(3, ge=1, le=8)
+    bidirectional: bool = False
+    """See the whole utterance in both directions; cannot stream."""
+    lookahead: int = Field(0, ge=0, le=64)
+    """Encoder frames of future context, through a convolution before the LSTM stack."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    subsampling: SubsamplingConfig = SubsamplingConfig()
+
+    @model_validator(mode="after")
+    def _one_kind_of_future(self) -> LstmEncoderConfig:
+        if self.bidirectional and self.lookahead:
+            raise ValueError(
+                "lookahead is for streaming encoders; a bidirectional one sees all: set lookahead to 0"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class LstmEncoderState:
+    """What a stream remembers."""
+
+    subsampling: tuple[WindowState, ...]
+    lookahead: WindowState | None
+    hidden: Tensor
+    """(B, layers, hidden)."""
+    cell: Tensor
+    """(B, layers, hidden)."""
+
+
+class LstmEncoder(Encoder):
+    """See the module docstring; (B, T, input_dim) -> (B, ceil(T / subsampling), output_dim)."""
+
+    why_not_streaming = "it is bidirectional and needs the whole utterance"
+
+    def __init__(self, config: LstmEncoderConfig, input_dim: int, frame_shift_s: float) -> None:
+        super().__init__()
+        self.streaming = not config.bidirectional
+        self.input_dim = input_dim
+        self.subsampling = config.subsampling.factor
+        self.lookahead_frames = config.lookahead * self.subsampling
+        self.frame_shift_s = frame_shift_s
+        self.hidden = config.hidden
+        self.output_dim = config.hidden * (2 if config.bidirectional else 1)
+        width = self.output_dim
+        self.subsample = Subsampling(config.subsampling, input_dim, width)
+        self.lookahead = (
+            StreamingConvolution(width, width, 1 + config.lookahead) if config.lookahead else None
+        )
+        self.lstms = nn.ModuleList(
+            nn.LSTM(width, config.hidden, batch_first=True, bidirectional=config.bidirectional)
+            for _ in range(config.layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def encode(self, x: Tensor, x_lengths: Tensor, state: LstmEncoderState | None) -> EncoderOutput:
+        """See Encoder.forward."""
+        x, x_lengths, subsampling = self.subsample(x, x_lengths, None if state is None else state.subsampling)
+        lookahead = None
+        if self.lookahead is not None:
+            y, x_lengths, lookahead = self.lookahead(x, x_lengths, None if state is None else state.lookahead)
+            x = torch.relu(y)
+        x = self.dropout(x)
+        hidden, cell = [], []
+        for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
+            if state is None:
+                y = self._whole(lstm, x, x_lengths)
+            else:
+                y, h, c = _chunk(lstm, x, x_lengths, state.hidden[:, i], state.cell[:, i])
+                hidden.append(h)
+                cell.append(c)
+            x = x + self.dropout(norm(y))
+        if state is None:
+            return EncoderOutput(x, x_lengths, None)
+        assert subsampling is not None
+        new = LstmEncoderState(subsampling, lookahead, torch.stack(hidden, 1), torch.stack(cell, 1))
+        return EncoderOutput(x, x_lengths, new)
+
+    def initial_state(
+        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> LstmEncoderState:
+        """State of `batch` streams that have heard nothing."""
+        self.require_streaming()
+        zeros = torch.zeros(batch, len(self.lstms), self.hidden, device=device, dtype=dtype)
+        lookahead = None if self.lookahead is None else self.lookahead.initial_state(batch, device, dtype)
+        return LstmEncoderState(self.subsample.initial_state(batch, device, dtype), lookahead, zeros, zeros)
+
+    def _whole(self, lstm: nn.Module, x: Tensor, x_lengths: Tensor) -> Tensor:
+        if self.streaming:  # padding stands behind the signal and cannot reach back: no need to pack
+            return _first(lstm(x))
+        packed = pack_padded_sequence(x, x_lengths.cpu(), batch_first=True, enforce_sorted=False)
+        y, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])
+        return y
+
+
+def _first(outputs: tuple[Tensor, object]) -> Tensor:
+    return outputs[0]
+
+
+def _chunk(
+    lstm: nn.Module, x: Tensor, x_lengths: Tensor, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer over the next chunk; streams advance by their own x_lengths, which may be 0."""
+    longest = int(x_lengths.max())
+    if longest == 0:
+        return x.new_zeros(x.shape), hidden, cell
+    start = (hidden[None].contiguous(), cell[None].contiguous())
+    if bool((x_lengths == longest).all()):
+        y, (h, c) = lstm(x[:, :longest], start)
+    else:
+        # A packed sequence cannot be empty: streams with nothing new run one frame whose effect is undone.
+        packed = pack_padded_sequence(
+            x[:, :longest], x_lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        packed_y, (h, c) = lstm(packed, start)
+        y, _ = pad_packed_sequence(packed_y, batch_first=True)
+        moved = (x_lengths > 0)[None, :, None]
+        h, c = torch.where(moved, h, start[0]), torch.where(moved, c, start[1])
+    y = torch.nn.functional.pad(y, (0, 0, 0, x.shape[1] - y.shape[1]))
+    return y, h[0], c[0]

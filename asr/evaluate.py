@@ -1,0 +1,210 @@
+"""Recognise a test set and score it: `hyp.jsonl`, `wer.txt`, one summary line.
+
+Recordings are decoded in batches of similar length, or one by one as live audio, which also measures the
+delays of the words and the real-time factor. Hypotheses are written as they come: an interrupt keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from rich.progress import Progress
+
+from asr.config import load_config
+from asr.data.manifests import CARD, cut_speaker, cut_text, load_card, read_cuts
+from asr.data.samples import load_samples
+from asr.errors import ManifestError
+from asr.lengths import seconds_to_samples
+from asr.live import feed, word_appearances
+from asr.recognizer import Recognizer, Transcript, load
+from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
+from asr.score.report import confusion_lines, summary_line, write_report
+from asr.score.wer import WerReport, score_pairs
+from asr.train.setup import RUN, RunInfo
+
+SHOWN_CONFUSIONS = 8
+
+
+class Options(NamedTuple):
+    """How to decode and score."""
+
+    normalization: str = "none"
+    batch_s: float = 200.0
+    """Padded seconds per batch."""
+    live_chunk_s: float | None = None
+    """Feed as live audio in chunks of this length; None decodes in batches."""
+    threads: int = 0
+    device: str = "cpu"
+
+
+class Decoded(NamedTuple):
+    """One recognised recording."""
+
+    cut: Any
+    transcript: Transcript
+    appeared_s: list[float]
+    """Audio time at which each word appeared; empty if it was not fed live."""
+
+
+class Part(NamedTuple):
+    """Recordings that were recognised together."""
+
+    decoded: list[Decoded]
+    stats: StreamStats
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and where it lies."""
+
+    report: WerReport
+    directory: Path
+    stats: StreamStats
+    """Computing, reading the files left out."""
+    latency: LatencyReport | None
+    """Delays of live use, where the manifest's alignments say when the words were spoken."""
+    lines: list[str]
+    """For the terminal."""
+
+
+def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | None = None) -> Evaluation:
+    """Decode `data` (a split of the run's corpus, or a manifest) with the model in `exp`, and score it."""
+    options = options or Options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recognizer = load(exp, options.device)
+    manifest = _manifest(exp, data)
+    synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
+    name = manifest.name.removesuffix(".gz").removesuffix(".jsonl")
+    out = out or exp / "decode" / (name if options.live_chunk_s is None else f"{name}-live")
+    out.mkdir(parents=True, exist_ok=True)
+    cuts = list(read_cuts(manifest))
+    started = _decode_live if options.live_chunk_s else _decode_batches
+    decoded: list[Decoded] = []
+    stats = StreamStats()
+    with (out / "hyp.jsonl").open("w", encoding="utf-8") as file, Progress(transient=True) as display:
+        task = display.add_task("decoding", total=len(cuts))
+        for part in started(recognizer, cuts, options):
+            for item in part.decoded:
+                _write(file, item)
+            decoded += part.decoded
+            stats += part.stats
+            display.advance(task, len(part.decoded))
+    report = score_pairs(
+        {item.cut.id: cut_text(item.cut) for item in decoded},
+        {item.cut.id: item.transcript.text for item in decoded},
+        normalization=options.normalization,
+        speakers={item.cut.id: cut_speaker(item.cut) for item in decoded},
+    )
+    latency = _latency(decoded) if options.live_chunk_s else None
+    measured = _measured(recognizer, options, stats, latency)
+    source = [f"model {exp}", f"data {manifest}"]
+    write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
+    lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
+    return Evaluation(report, out, stats, latency, [*lines, f"results: {out}"])
+
+
+def _decode_batches(recognizer: Recognizer, cuts: list[Any], options: Options) -> Iterator[Part]:
+    """Batches of recordings of similar length."""
+    batch: list[Any] = []
+    for cut in sorted(cuts, key=lambda cut: -cut.duration):
+        if batch and batch[0].duration * (len(batch) + 1) > options.batch_s:
+            yield _decode_batch(recognizer, batch)
+            batch = []
+        batch.append(cut)
+    if batch:
+        yield _decode_batch(recognizer, batch)
+
+
+def _decode_batch(recognizer: Recognizer, cuts: list[Any]) -> Part:
+    samples = [load_samples(cut, recognizer.sample_rate) for cut in cuts]
+    start = time.perf_counter()
+    transcripts = recognizer.transcribe_batch(samples)
+    stats = StreamStats().chunk(sum(t.duration_s for t in transcripts), time.perf_counter() - start)
+    return Part([Decoded(cut, t, []) for cut, t in zip(cuts, transcripts, strict=True)], stats)
+
+
+def _decode_live(recognizer: Recognizer, cuts: list[Any], options: Options) -> Iterator[Part]:
+    """One recording at a time, fed in chunks."""
+    assert options.live_chunk_s is not None
+    size = max(1, seconds_to_samples(options.live_chunk_s, recognizer.sample_rate))
+    for cut in cuts:
+        samples = load_samples(cut, recognizer.sample_rate)
+        chunks = (samples[i : i + size] for i in range(0, len(samples), size))
+        updates = list(feed(recognizer, chunks, recognizer.sample_rate))
+        last = updates[-1]
+        yield Part([Decoded(cut, last.transcript, word_appearances(updates))], last.stats)
+
+
+def _latency(decoded: list[Decoded]) -> LatencyReport | None:
+    """Delays against the manifest's word alignments; None if there are none."""
+    timings = []
+    for item in decoded:
+        aligned = [word for s in item.cut.supervisions for word in (s.alignment or {}).get("word", [])]
+        if aligned:
+            ends_s = sorted(word.end for word in aligned)
+            timings.append(UtteranceTiming(ends_s, item.appeared_s, item.cut.id))
+    return measure_latency(timings) if timings else None
+
+
+def _measured(
+    recognizer: Recognizer, options: Options, stats: StreamStats, latency: LatencyReport | None
+) -> list[str]:
+    """Speed, memory and delays, for people."""
+    threads = torch.get_num_threads()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = [f"real-time factor {stats.real_time_factor:.4f} ({threads} threads), memory {peak:.0f} MiB"]
+    if options.live_chunk_s:
+        latency_ms = 1000 * recognizer.algorithmic_latency_s
+        lines += [
+            f"live in chunks of {1000 * options.live_chunk_s:.0f} ms; "
+            f"algorithmic latency {latency_ms:.1f} ms; state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
+        ]
+    return lines + (latency.lines() if latency else [])
+
+
+def _write(file: IO[str], item: Decoded) -> None:
+    words = [
+        {
+            "text": w.text,
+            "start_s": round(w.start_s, 3),
+            "end_s": round(w.end_s, 3),
+            "confidence": round(w.confidence, 4),
+        }
+        for w in item.transcript.words
+    ]
+    record = {
+        "id": item.cut.id,
+        "text": item.transcript.text,
+        "speaker": cut_speaker(item.cut),
+        "words": words,
+    }
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def _manifest(exp: Path, data: str) -> Path:
+    """`data` as a manifest file, or as a split of the corpus that `exp` was trained on."""
+    if data.endswith((".jsonl", ".jsonl.gz")):
+        return Path(data)
+    if not (exp / RUN).is_file():
+        raise ManifestError(
+            f"{data}: expected a cut manifest (.jsonl.gz): {exp} does not know its corpus (no {RUN})"
+        )
+    path = Path(load_config(exp / RUN, RunInfo).data) / f"{data}.jsonl.gz"
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such split; give a cut manifest (.jsonl.gz) or prepare the corpus again"
+        )
+    return path
+
+
+def _is_synthetic(manifest: Path) -> bool:
+    return (manifest.parent / CARD).is_file() and load_card(manifest.parent).synthetic

@@ -1,0 +1,71 @@
+"""Recordings as live audio: what a user at a microphone would have seen, and when.
+
+A recording is fed in chunks to a `Session`. Every update carries the audio time at which it appeared
+(seconds of the recording fed so far) and the computing it took, so that delays and the real-time factor
+are measured on the very path that live use takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from asr.audio import audio_blocks, probe
+from asr.recognizer import Recognizer, Transcript
+from asr.score.latency import StreamStats
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a user has seen and waited for, so far."""
+
+    transcript: Transcript
+    heard_s: float
+    """Seconds of audio fed so far."""
+    stats: StreamStats
+    """Computing so far."""
+    final: bool
+
+
+def feed_file(
+    recognizer: Recognizer, path: Path, chunk_s: float, *, realtime: bool = False
+) -> Iterator[Update]:
+    """Feed a file at its own sample rate in chunks of `chunk_s`; `realtime` waits as a microphone would."""
+    rate = probe(path).sample_rate
+    return feed(recognizer, audio_blocks(path, rate, chunk_s), rate, realtime=realtime)
+
+
+def feed(
+    recognizer: Recognizer, chunks: Iterable[npt.NDArray[Any]], sample_rate: int, *, realtime: bool = False
+) -> Iterator[Update]:
+    """Feed chunks of samples; one update for each chunk that changed the transcript, and a final one."""
+    session = recognizer.stream(sample_rate)
+    stats = StreamStats(state_bytes=session.state_bytes)
+    start, fed = time.perf_counter(), 0
+    for chunk in chunks:
+        fed += len(chunk)
+        heard_s = fed / sample_rate
+        if realtime:
+            time.sleep(max(0.0, start + heard_s - time.perf_counter()))
+        begun = time.perf_counter()
+        events = session.feed(chunk)
+        stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
+        for event in events:
+            yield Update(event.transcript, heard_s, stats, final=False)
+    begun = time.perf_counter()
+    (last,) = session.finish()
+    stats = stats.chunk(0.0, time.perf_counter() - begun)
+    yield Update(last.transcript, fed / sample_rate, stats, final=True)
+
+
+def word_appearances(updates: Iterable[Update]) -> list[float]:
+    """Audio time in seconds at which each word of a stream first appeared."""
+    appeared: list[float] = []
+    for update in updates:
+        appeared += [update.heard_s] * (len(update.transcript.words) - len(appeared))
+    return appeared

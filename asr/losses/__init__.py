@@ -1,0 +1,25 @@
+"""Training criteria on top of `asr_kernels`, chosen and weighted by configuration."""
+
+from __future__ import annotations
+
+from asr.config import Config
+from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_loss
+from asr.losses.transducer import TransducerLossConfig, transducer_frames_needed, transducer_loss
+
+
+class LossConfig(Config):
+    """What is minimised: the weighted sum of the criteria."""
+
+    transducer: TransducerLossConfig = TransducerLossConfig()
+    ctc: CtcLossConfig = CtcLossConfig()
+
+
+__all__ = [
+    "CtcLossConfig",
+    "LossConfig",
+    "TransducerLossConfig",
+    "ctc_frames_needed",
+    "ctc_loss",
+    "transducer_frames_needed",
+    "transducer_loss",
+]

@@ -1,0 +1,60 @@
+"""Stateless predictor: the last few labels, embedded and mixed by a convolution.
+
+y_u = relu(conv(embed(l_{u-c+1}), ..., embed(l_u))) with context c, and blank where the history is shorter
+(Ghodsi et al. 2020; with a convolution over the context as in icefall). Nothing older than c labels can
+influence it, so hypotheses with equal last labels share their predictor output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from asr.config import Config
+from asr.predictors.base import Predictor, PredictorOutput
+
+
+class StatelessPredictorConfig(Config):
+    """A predictor with a bounded label history."""
+
+    kind: Literal["stateless"] = "stateless"
+    dim: int = Field(256, ge=1)
+    """Width of the embedding and of the output."""
+    context: int = Field(2, ge=1, le=16)
+    """Labels that it sees."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class StatelessState:
+    """What a hypothesis remembers."""
+
+    labels: Tensor
+    """(B, context - 1) int64 last labels, blank where there were fewer."""
+
+
+class StatelessPredictor(Predictor):
+    """See the module docstring."""
+
+    def __init__(self, config: StatelessPredictorConfig, vocab_size: int, blank: int) -> None:
+        super().__init__()
+        self.output_dim, self.blank, self.context = config.dim, blank, config.context
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.mix = nn.Conv1d(config.dim, config.dim, config.context, groups=max(1, config.dim // 4))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, labels: Tensor, state: StatelessState) -> PredictorOutput:
+        """See Predictor.forward."""
+        history = torch.cat([state.labels, labels], dim=1)
+        embedded = self.dropout(self.embedding(history))
+        y = torch.relu(self.mix(embedded.transpose(1, 2)).transpose(1, 2))
+        return PredictorOutput(y, StatelessState(history[:, history.shape[1] - (self.context - 1) :]))
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> StatelessState:
+        """No label has been emitted."""
+        shape = (batch, self.context - 1)
+        return StatelessState(torch.full(shape, self.blank, dtype=torch.int64, device=device))

@@ -1,0 +1,317 @@
+"""Audio to text: files, arrays, batches and live streams, all through one path.
+
+A stream is fbank -> encoder -> search, each with explicit state. A whole recording is the same path fed
+once and flushed; for models that cannot stream (bidirectional) the whole recording is encoded at once.
+
+    >>> recognizer = asr.load("exp/digits")
+    >>> recognizer.transcribe("seven.wav").text
+    >>> session = recognizer.stream(sample_rate=16000)
+    >>> for samples in microphone:
+    ...     for event in session.feed(samples): print(event.text)
+    >>> session.finish()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from asr import state as states
+from asr.audio import Resampler, audio_blocks, check_samples, probe
+from asr.errors import AudioError, StreamingError
+from asr.features.fbank import Fbank, FbankState
+from asr.lengths import samples_to_seconds, seconds_to_samples
+from asr.model_directory import LoadedModel, load_model
+from asr.search import SearchConfig, SearchResult, Token, build_search, search_whole
+
+Samples = npt.NDArray[np.float32]
+
+BLOCK_S = 30.0
+"""Long recordings go through a streaming model in blocks of this length."""
+MAX_WHOLE_S = 1800.0
+"""Longest recording that a model without streaming encodes at once."""
+
+
+class TimedToken(NamedTuple):
+    """A token as it was emitted."""
+
+    piece: str
+    start_s: float
+    end_s: float
+    confidence: float
+    """Probability in 0..1."""
+
+
+class Word(NamedTuple):
+    """A recognised word. Times are those of its tokens' emission."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+    """Geometric mean of its tokens' probabilities, in 0..1."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in a recording, or so far in a stream."""
+
+    text: str
+    words: tuple[Word, ...]
+    tokens: tuple[TimedToken, ...]
+    duration_s: float
+    """Seconds of audio that were heard."""
+    truncated_frames: int = 0
+    """Frames where the bound on symbols per frame stopped the search; above 0 something is wrong."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """News from a live stream: the transcript has changed, or is final."""
+
+    kind: Literal["partial", "final"]
+    transcript: Transcript
+
+    @property
+    def text(self) -> str:
+        """All that was recognised since the stream began."""
+        return self.transcript.text
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """All that a stream remembers, batch-first: sessions can be stacked and split (asr.state)."""
+
+    features: FbankState
+    encoder: Any
+    search: Any
+
+
+class Step(NamedTuple):
+    """What one step of a batch of streams brought."""
+
+    tokens: list[list[Token]]
+    truncated: list[int]
+    state: StreamState
+
+
+def load(directory: Path | str, device: str = "cpu", search: SearchConfig | None = None) -> Recognizer:
+    """Read a model directory, optionally with other search settings than it was saved with."""
+    return Recognizer(load_model(directory, device), search)
+
+
+class Recognizer:
+    """A loaded model with its features, search and tokenizer. Thread-compatible; streams are independent."""
+
+    def __init__(self, model: LoadedModel, search: SearchConfig | None = None) -> None:
+        self.config, self.network, self.tokenizer = model
+        self.device = next(self.network.parameters()).device
+        self.fbank = Fbank(self.config.features).to(self.device)
+        self.search = build_search(search or self.config.search, self.network)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the model hears; everything else is resampled to it."""
+        return self.config.features.sample_rate
+
+    @property
+    def streaming(self) -> bool:
+        """Whether live audio can be fed."""
+        return self.network.encoder.streaming
+
+    @property
+    def algorithmic_latency_s(self) -> float:
+        """Seconds from the start of an encoder frame until all the audio that it needs has been heard."""
+        return self.network.encoder.algorithmic_latency_s + self.fbank.lookahead_s
+
+    def transcribe(self, source: Path | str | npt.NDArray[Any], sample_rate: int | None = None) -> Transcript:
+        """Transcribe a file, or an array of samples (N,) float in -1..1 or int16 at `sample_rate`.
+
+        Files of any length are read in blocks. Raises AudioError naming the file.
+        """
+        if isinstance(source, str | Path):
+            if self.streaming:
+                session = Session(self, self.sample_rate, name=str(source))
+                for block in audio_blocks(source, self.sample_rate, BLOCK_S):
+                    session.feed(block)
+                return session.finish()[-1].transcript
+            self._check_whole(probe(source).duration_s, str(source))
+            samples = np.concatenate(list(audio_blocks(source, self.sample_rate, BLOCK_S)))
+        else:
+            rate = sample_rate or self.sample_rate
+            resampler = Resampler(rate, self.sample_rate)
+            samples = np.concatenate([resampler.feed(as_float(source, "array")), resampler.flush()])
+        return self.transcribe_batch([samples])[0]
+
+    def transcribe_batch(self, recordings: Sequence[Samples]) -> list[Transcript]:
+        """Transcribe several recordings (N,) float32 at the model's rate at once."""
+        if not recordings:
+            return []
+        lengths = torch.tensor([len(samples) for samples in recordings])
+        padded = torch.zeros(len(recordings), int(lengths.max()))
+        for row, samples in zip(padded, recordings, strict=True):
+            self._check_whole(len(samples) / self.sample_rate, "array")
+            row[: len(samples)] = torch.from_numpy(samples)
+        with torch.inference_mode():
+            features, feature_lengths, _ = self.fbank(padded.to(self.device), lengths.to(self.device))
+            encoded = self.network.encode(features, feature_lengths)
+        step = search_whole(self.search, encoded)
+        found = zip(step.tokens, step.truncated, lengths.tolist(), strict=True)
+        return [self.transcript(tokens, length, truncated) for tokens, truncated, length in found]
+
+    @torch.inference_mode()
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]:
+        """Log-mel features (T, M) of samples (N,) at the model's rate, as the network hears them."""
+        lengths = torch.tensor([len(samples)], device=self.device)
+        found = self.fbank(torch.from_numpy(samples)[None].to(self.device), lengths).features[0]
+        return np.asarray(found.cpu().numpy(), dtype=np.float32)
+
+    def stream(self, sample_rate: int | None = None) -> Session:
+        """Begin a live stream of samples at `sample_rate`; raises StreamingError if the model cannot."""
+        return Session(self, sample_rate or self.sample_rate)
+
+    def initial_state(self, batch: int = 1) -> StreamState:
+        """State of `batch` streams that have heard nothing."""
+        return StreamState(
+            self.fbank.initial_state(batch, self.device),
+            self.network.encoder.initial_state(batch, self.device),
+            self.search.initial_state(batch, self.device),
+        )
+
+    @torch.inference_mode()
+    def step(self, samples: Tensor, sample_lengths: Tensor, state: StreamState) -> Step:
+        """Advance streams by samples (B, N), sample_lengths (B,) of them valid in each."""
+        features, lengths, fbank = self.fbank(samples, sample_lengths, state.features)
+        if features.shape[1] == 0:
+            batch = features.shape[0]
+            return Step(
+                [[] for _ in range(batch)], [0] * batch, StreamState(fbank, state.encoder, state.search)
+            )
+        y, y_lengths, encoder = self.network.encode(features, lengths, state.encoder)
+        tokens, search, truncated = self.search(y, y_lengths, state.search)
+        return Step(tokens, truncated, StreamState(fbank, encoder, search))
+
+    @torch.inference_mode()
+    def flush(self, state: StreamState) -> SearchResult:
+        """End streams: what the features, the encoder and the search still held back."""
+        features, lengths, _ = self.fbank.flush(state.features)
+        encoder, search, parts = state.encoder, state.search, []
+        if features.shape[1]:
+            y, y_lengths, encoder = self.network.encode(features, lengths, encoder)
+            parts.append(self.search(y, y_lengths, search))
+            search = parts[-1].state
+        y, y_lengths, _ = self.network.encoder.flush(encoder)
+        parts.append(self.search(y, y_lengths, search))
+        last = self.search.flush(parts[-1].state)
+        tokens = [[token for part in parts for token in part.tokens[i]] + last[i] for i in range(len(last))]
+        return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(last))])
+
+    def transcript(self, tokens: Sequence[Token], samples: int, truncated: int = 0) -> Transcript:
+        """Tokens with their frames to text with times and confidences."""
+        ids = [token.id for token in tokens]
+        frame_s = 1.0 / self.network.encoder.frame_rate
+        timed = tuple(
+            TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, math.exp(token.log_prob))
+            for piece, token in zip(self.tokenizer.pieces(ids), tokens, strict=True)
+        )
+        words = tuple(
+            _word(span.text, tokens[span.start : span.stop], frame_s) for span in self.tokenizer.words(ids)
+        )
+        duration_s = samples_to_seconds(samples, self.sample_rate)
+        return Transcript(self.tokenizer.decode(ids), words, timed, duration_s, truncated)
+
+    def _check_whole(self, duration_s: float, name: str) -> None:
+        if duration_s > MAX_WHOLE_S:
+            raise AudioError(
+                f"{name}: expected at most {MAX_WHOLE_S:.0f} s to transcribe in one piece, found "
+                f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
+            )
+
+
+class Session:
+    """A live stream. Feed samples as they come; read events; finish once."""
+
+    def __init__(self, recognizer: Recognizer, sample_rate: int, name: str = "stream") -> None:
+        recognizer.network.encoder.require_streaming()
+        self._recognizer, self._name = recognizer, name
+        self._resampler = Resampler(sample_rate, recognizer.sample_rate)
+        self._state: StreamState | None = recognizer.initial_state()
+        self._tokens: list[Token] = []
+        self._truncated = 0
+        self._waiting: list[Samples] = []
+        self._waiting_samples = 0
+        self._heard = 0
+        encoder = recognizer.network.encoder
+        self._step = seconds_to_samples(encoder.chunk_frames * encoder.frame_shift_s, recognizer.sample_rate)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that the stream's state takes; constant however long it runs."""
+        return 0 if self._state is None else states.bytes_per_stream(self._state)
+
+    def feed(self, samples: npt.NDArray[Any]) -> list[Event]:
+        """The next samples, (N,) float in -1..1 or int16, any N. Returns a partial event if the text grew.
+
+        Raises AudioError on NaN or infinite samples, StreamingError after `finish`.
+        """
+        self._require_open()
+        return self._advance(self._resampler.feed(as_float(samples, self._name)), last=False)
+
+    def finish(self) -> list[Event]:
+        """End the stream: the last words, as one final event."""
+        self._require_open()
+        self._advance(self._resampler.flush(), last=True)
+        assert self._state is not None
+        result = self._recognizer.flush(self._state)
+        self._tokens += result.tokens[0]
+        self._truncated += result.truncated[0]
+        self._state = None
+        return [Event("final", self.transcript())]
+
+    def transcript(self) -> Transcript:
+        """All that was recognised so far."""
+        return self._recognizer.transcript(self._tokens, self._heard, self._truncated)
+
+    def _require_open(self) -> None:
+        if self._state is None:
+            raise StreamingError(f"{self._name}: this stream has been finished; begin another with .stream()")
+
+    def _advance(self, samples: Samples, last: bool) -> list[Event]:
+        assert self._state is not None
+        self._heard += len(samples)
+        self._waiting.append(samples)
+        self._waiting_samples += len(samples)
+        # A step costs about the same for 1 ms of audio as for one encoder frame: wait for a frame's worth.
+        if self._waiting_samples == 0 or (self._waiting_samples < self._step and not last):
+            return []
+        chunk = torch.from_numpy(np.concatenate(self._waiting))[None].to(self._recognizer.device)
+        lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
+        tokens, truncated, self._state = self._recognizer.step(chunk, lengths, self._state)
+        self._waiting, self._waiting_samples = [], 0
+        self._tokens += tokens[0]
+        self._truncated += truncated[0]
+        return [Event("partial", self.transcript())] if tokens[0] else []
+
+
+def as_float(samples: npt.NDArray[Any], name: str) -> Samples:
+    """Mono samples as float32 in -1..1: floats as they are, int16 scaled; raises AudioError otherwise."""
+    samples = np.asarray(samples)
+    if samples.dtype == np.int16:
+        scaled = samples.astype(np.float32) / np.float32(32768)
+    else:
+        scaled = samples.astype(np.float32) if np.issubdtype(samples.dtype, np.floating) else samples
+    check_samples(scaled, name)
+    return scaled
+
+
+def _word(text: str, tokens: Sequence[Token], frame_s: float) -> Word:
+    log_prob = sum(token.log_prob for token in tokens) / len(tokens)
+    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, math.exp(log_prob))

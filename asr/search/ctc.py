@@ -1,0 +1,80 @@
+"""Greedy CTC search: the best label of every frame, repetitions merged, blanks removed.
+
+A run of equal labels is one token that lasts as long as the run (Graves et al. 2006, best path decoding);
+its log-probability is that of its most certain frame. A run is only known to have ended when another label
+follows, so a token comes one frame after its end, or at the flush.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.search.hypothesis import SearchOutput, Token
+from asr.transducer import Transducer
+
+
+@dataclass(frozen=True)
+class CtcState:
+    """The run that is open at the end of what was searched."""
+
+    label: Tensor
+    """(B,) int64, blank if no run is open."""
+    start: Tensor
+    """(B,) int64 first frame of the run."""
+    log_prob: Tensor
+    """(B,) float32, of the run's most certain frame."""
+    frame: Tensor
+    """(B,) int64 frames searched so far."""
+
+
+class CtcGreedySearch:
+    """Best path decoding of the CTC head; see asr.search.hypothesis.Search."""
+
+    def __init__(self, model: Transducer) -> None:
+        assert model.ctc is not None
+        self.model = model
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> CtcState:
+        """State of `batch` streams that have heard nothing."""
+        zeros = torch.zeros(batch, dtype=torch.int64, device=device)
+        blanks = torch.full_like(zeros, self.model.blank)
+        return CtcState(blanks, zeros, torch.zeros(batch, device=device), zeros)
+
+    @torch.inference_mode()
+    def __call__(self, encoded: Tensor, lengths: Tensor, state: CtcState) -> SearchOutput:
+        """Search the next encoder frames (B, T', E) of every stream."""
+        assert self.model.ctc is not None
+        log_probs, labels = self.model.ctc(encoded).float().log_softmax(dim=-1).max(dim=-1)
+        tokens: list[list[Token]] = []
+        open_runs: list[Token] = []
+        for stream, run in enumerate(self._runs(state)):
+            length, found = int(lengths[stream]), []
+            path = zip(labels[stream, :length].tolist(), log_probs[stream, :length].tolist(), strict=True)
+            for label, log_prob in path:
+                if label == run.id:
+                    run = run._replace(end_frame=run.end_frame + 1, log_prob=max(run.log_prob, log_prob))
+                    continue
+                if run.id != self.model.blank:
+                    found.append(run)
+                run = Token(label, run.end_frame, run.end_frame + 1, log_prob)
+            tokens.append(found)
+            open_runs.append(run)
+        device = labels.device
+        new = CtcState(
+            torch.tensor([run.id for run in open_runs], dtype=torch.int64, device=device),
+            torch.tensor([run.frame for run in open_runs], dtype=torch.int64, device=device),
+            torch.tensor([run.log_prob for run in open_runs], device=device),
+            state.frame + lengths,
+        )
+        return SearchOutput(tokens, new, [0] * len(tokens))
+
+    def flush(self, state: CtcState) -> list[list[Token]]:
+        """The run that the end of the stream closes."""
+        return [[run] if run.id != self.model.blank else [] for run in self._runs(state)]
+
+    def _runs(self, state: CtcState) -> list[Token]:
+        columns = (state.label, state.start, state.frame, state.log_prob)
+        return [Token(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -1,0 +1,43 @@
+"""What a search finds: tokens with their place in time and their probability."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Token(NamedTuple):
+    """One emitted label."""
+
+    id: int
+    frame: int
+    """Encoder frame of the emission, counted from the start of the stream."""
+    end_frame: int
+    """First encoder frame that is no longer part of it."""
+    log_prob: float
+    """Natural logarithm of its probability given what was emitted before it."""
+
+
+class SearchOutput(NamedTuple):
+    """What a search step found."""
+
+    tokens: list[list[Token]]
+    """For each stream the tokens that this chunk added, in order."""
+    state: Any
+    truncated: list[int]
+    """For each stream the number of frames where the bound on symbols per frame stopped the search."""
+
+
+class Search(Protocol):
+    """A search over encoder frames, for batches and for streams; offline is one large chunk."""
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> Any:
+        """State of `batch` streams that have heard nothing."""
+
+    def __call__(self, encoded: Tensor, lengths: Tensor, state: Any) -> SearchOutput:
+        """Search the next encoder frames (B, T', E), of which lengths (B,) are valid."""
+
+    def flush(self, state: Any) -> list[list[Token]]:
+        """Tokens that were waiting for the end of the stream."""

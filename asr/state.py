@@ -1,0 +1,88 @@
+"""Streaming states: frozen dataclasses of batch-first tensors, and what a server does to them.
+
+Every streaming component (features, encoder, predictor, search) passes its state in and out explicitly.
+A state is a frozen dataclass whose fields are tensors with the batch as first dimension, or tuples or
+further states of such. These functions work on any of them, so that sessions can be batched as they come
+and go, and beam search can fork and reorder hypotheses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S")
+
+
+def map_tensors(function: Callable[..., Tensor], *states: S) -> S:
+    """Apply `function` to corresponding tensors of states of one structure; returns that structure."""
+    return cast(S, _map(function, *states))
+
+
+def leaves(state: object) -> list[Tensor]:
+    """All tensors of a state, in field order."""
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(collect, state)
+    return found
+
+
+def stack(states: Sequence[S]) -> S:
+    """Join the states of several batches into one batch, in order."""
+    return map_tensors(lambda *tensors: torch.cat(tensors), *states)
+
+
+def split(state: S) -> list[S]:
+    """One state of batch size 1 per stream."""
+    return [map_tensors(lambda t, i=i: t[i : i + 1], state) for i in range(batch_size(state))]
+
+
+def select(state: S, index: Tensor) -> S:
+    """The streams `index` (int64, any order, repeats allowed): reorder, drop, or fork."""
+    return map_tensors(lambda t: t.index_select(0, index.to(t.device)), state)
+
+
+def where(mask: Tensor, state: S, other: S) -> S:
+    """Stream by stream: `state` where the boolean (B,) `mask` is True, else `other`.
+
+    `where(ended, encoder.initial_state(...), state)` resets the streams that ended.
+    """
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.to(a.device).view(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return map_tensors(choose, state, other)
+
+
+def batch_size(state: object) -> int:
+    """Number of streams in a state."""
+    sizes = {leaf.shape[0] for leaf in leaves(state)}
+    assert len(sizes) == 1, f"state leaves disagree on the batch size: {sorted(sizes)}"
+    return sizes.pop()
+
+
+def bytes_per_stream(state: object) -> int:
+    """Memory that one stream's state takes."""
+    return sum(leaf.element_size() * leaf[0].numel() for leaf in leaves(state))
+
+
+def _map(function: Callable[..., Tensor], *states: Any) -> Any:
+    first = states[0]
+    if isinstance(first, Tensor):
+        return function(*states)
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return tuple(_map(function, *parts) for parts in zip(*states, strict=True))
+    assert is_dataclass(first)
+    assert not isinstance(first, type), f"a state is a dataclass of tensors, not {type(first).__name__}"
+    parts = {f.name: _map(function, *[getattr(s, f.name) for s in states]) for f in fields(first)}
+    return type(first)(**parts)

@@ -1,0 +1,51 @@
+"""AdamW with linear warm-up and cosine decay.
+
+Weight decay acts on matrices only: biases, norms and embeddings are left alone (Loshchilov and Hutter 2019
+for AdamW; the exclusion is common practice).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from asr.config import Config
+
+
+class OptimizerConfig(Config):
+    """The optimiser and its learning-rate schedule."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate, at the end of the warm-up."""
+    warmup_steps: int = Field(200, ge=0)
+    final_lr: float = Field(0.02, ge=0, le=1)
+    """Learning rate at the end, as a share of `lr`."""
+    weight_decay: float = Field(1e-2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the parameters of `model`, matrices decayed and the rest not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.dim() > 1 and id(p) not in embeddings]
+    kept = [p for p in parameters if p.dim() <= 1 or id(p) in embeddings]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of `step` (from 0) of `total_steps`: linear rise, then half a cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)

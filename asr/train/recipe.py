@@ -1,0 +1,67 @@
+"""A recipe: everything that decides a training run, as one typed value.
+
+Recipes are Python functions that return a `Recipe`; a variant edits a base in a few lines with
+`model_copy(update=...)` or builds its own. The run's directory keeps it as recipe.yaml.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from asr.config import Config
+from asr.data.augment import AugmentConfig
+from asr.data.batches import BatchesConfig
+from asr.features.fbank import FbankConfig
+from asr.features.specaugment import SpecAugmentConfig
+from asr.search import SearchConfig
+from asr.text.tokenizer import TokenizerConfig
+from asr.train.optim import OptimizerConfig
+from asr.transducer import TransducerConfig
+
+
+class TrainingConfig(Config):
+    """The loop itself."""
+
+    epochs: int = Field(30, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Batches per optimiser step."""
+    clip_norm: float = Field(5.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the network under autocast; losses stay in float32."""
+    non_finite: Literal["skip", "stop"] = "skip"
+    """What to do with an utterance whose loss is not finite: leave it out and say so, or stop."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations on dev (also checkpoints)."""
+    keep_best: int = Field(5, ge=1)
+    """Checkpoints kept, by dev WER; the final weights are their average if that is better on dev."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Longest time between checkpoints within an epoch."""
+    seed: int = 0
+    threads: int = Field(0, ge=0)
+    """CPU threads of the network; 0 leaves torch's choice."""
+
+
+class Recipe(Config):
+    """A training run."""
+
+    name: str = "model"
+    features: FbankConfig = FbankConfig()
+    specaugment: SpecAugmentConfig = SpecAugmentConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    batches: BatchesConfig = BatchesConfig()
+    network: TransducerConfig = TransducerConfig()
+    search: SearchConfig = SearchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _search_has_its_head(self) -> Recipe:
+        if self.search.head == "ctc" and self.network.loss.ctc.weight == 0:
+            raise ValueError("search.head=ctc needs a CTC head: set network.loss.ctc.weight above 0")
+        if self.search.head == "transducer" and self.network.loss.transducer.weight == 0:
+            raise ValueError("search.head=transducer needs network.loss.transducer.weight above 0")
+        return self

@@ -1,0 +1,111 @@
+"""The model: encoder, predictor and joiner, with an optional CTC head on the same encoder.
+
+    features (B, T, D) -> norm -> encoder -> y (B, T', E) -> joiner(y, predictor(labels)) -> logits
+                                                         -> ctc head(y)                   -> logits
+
+A model without a predictor is a CTC model; one with both can be decoded either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from asr.config import Config
+from asr.encoders import EncoderConfig, EncoderOutput, LstmEncoderConfig, build_encoder
+from asr.joiner import Joiner, JoinerConfig
+from asr.layers.norm import FeatureNorm
+from asr.losses import LossConfig, ctc_frames_needed, ctc_loss, transducer_frames_needed, transducer_loss
+from asr.predictors import PredictorConfig, StatelessPredictorConfig, build_predictor
+
+BLANK = 0
+"""The blank's label, in every model and tokenizer."""
+
+
+class TransducerConfig(Config):
+    """The network and its training criterion."""
+
+    encoder: EncoderConfig = LstmEncoderConfig()
+    predictor: PredictorConfig | None = StatelessPredictorConfig()
+    """None for a CTC model."""
+    joiner: JoinerConfig = JoinerConfig()
+    loss: LossConfig = LossConfig()
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the predictor's input labels replaced by blank in training, against a too strong prior."""
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> TransducerConfig:
+        if self.predictor is None and self.loss.transducer.weight:
+            raise ValueError(
+                "a model without a predictor has no transducer loss: set loss.transducer.weight to 0"
+            )
+        if self.loss.transducer.weight == 0 and self.loss.ctc.weight == 0:
+            raise ValueError("nothing to train: set loss.transducer.weight or loss.ctc.weight above 0")
+        return self
+
+
+class Losses(NamedTuple):
+    """Losses of a batch, per utterance, unweighted; None where the model has no such head."""
+
+    total: Tensor
+    """(B,) weighted sum."""
+    transducer: Tensor | None
+    ctc: Tensor | None
+
+
+class Transducer(nn.Module):
+    """Encoder, predictor, joiner and CTC head over a vocabulary whose label 0 is blank."""
+
+    def __init__(
+        self, config: TransducerConfig, num_features: int, vocab_size: int, frame_shift_s: float = 0.01
+    ) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.blank = config, vocab_size, BLANK
+        self.norm = FeatureNorm(num_features)
+        self.encoder = build_encoder(config.encoder, num_features, frame_shift_s)
+        width = self.encoder.output_dim
+        if config.predictor is not None and config.loss.transducer.weight:
+            self.predictor = build_predictor(config.predictor, vocab_size, BLANK)
+            self.joiner = Joiner(config.joiner, width, self.predictor.output_dim, vocab_size)
+        self.ctc = nn.Linear(width, vocab_size) if config.loss.ctc.weight else None
+
+    @property
+    def has_transducer(self) -> bool:
+        """Whether there is a predictor and a joiner to decode with."""
+        return hasattr(self, "joiner")
+
+    def encode(self, features: Tensor, feature_lengths: Tensor, state: Any = None) -> EncoderOutput:
+        """Normalise and encode (B, T, D) features: whole utterances, or chunks if a state is given."""
+        out: EncoderOutput = self.encoder(self.norm(features), feature_lengths, state)
+        return out
+
+    def losses(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Losses:
+        """Losses (B,) of encoder frames (B, T', E) against transcripts (B, U) padded with anything."""
+        config = self.config.loss
+        total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
+        transducer = ctc = None
+        if self.has_transducer:
+            valid = torch.arange(targets.shape[1], device=targets.device)[None] < target_lengths[:, None]
+            labels = torch.where(valid, targets, torch.full_like(targets, self.blank))
+            if self.training and self.config.label_dropout:
+                dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
+                labels = labels.masked_fill(dropped, self.blank)
+            encoded_frames = encoded[:, : int(lengths.max())]
+            logits = self.joiner(encoded_frames, self.predictor.whole(labels))
+            transducer = transducer_loss(
+                config.transducer, logits, targets, lengths, target_lengths, self.blank
+            )
+            total = total + config.transducer.weight * transducer
+        if self.ctc is not None:
+            ctc = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.blank)
+            total = total + config.ctc.weight * ctc
+        return Losses(total, transducer, ctc)
+
+    def frames_needed(self, target: Sequence[int]) -> int:
+        """Fewest encoder frames that every head of this model can align `target` to."""
+        needed = transducer_frames_needed(len(target)) if self.has_transducer else 0
+        return max(needed, ctc_frames_needed(target) if self.ctc is not None else 0)

@@ -1,0 +1,50 @@
+"""Which implementation of an op runs: the definition or a fast path.
+
+The order of precedence is the op's `backend=` argument, then the innermost `use_backend` block, then the
+fastest path for the device of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["reference", "cpu"]
+
+_forced: ContextVar[Backend | None] = ContextVar("asr_kernels_backend", default=None)
+
+
+def backends() -> tuple[Backend, ...]:
+    """Names that `backend=` and `use_backend` accept, slowest first."""
+    return get_args(Backend)
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Run the block with this backend wherever none is given; None restores the free choice.
+
+    Holds for the current thread or task only. Raises ValueError if there is no such backend.
+    """
+    token = _forced.set(None if backend is None else _known(backend))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(backend: str | None, device: torch.device) -> Backend:
+    """The backend for an input on `device`. Raises ValueError if `backend` names none."""
+    if backend is not None:
+        return _known(backend)
+    # The "cpu" path is written in torch operations that every device has, so it serves them all.
+    return _forced.get() or "cpu"
+
+
+def _known(name: str) -> Backend:
+    if name not in backends():
+        raise ValueError(f"expected a backend among {', '.join(backends())}, found {name!r}")
+    return name

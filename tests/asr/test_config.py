@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asr.config import Config, load_config, load_recipe, override, save_config, write_atomically
+from asr.errors import ConfigError
+
+
+class Inner(Config):
+    lr: float = 0.1
+    names: tuple[str, ...] = ("a",)
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    size: int = 3
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = Outer(inner=Inner(lr=3e-5, names=("x", "y")), size=7)
+    save_config(config, tmp_path / "c.yaml")
+    assert load_config(tmp_path / "c.yaml", Outer) == config
+
+
+def test_overrides_reach_nested_settings() -> None:
+    config = override(Outer(), ["inner.lr=1e-3", "size=9", "inner.names=[p, q]"])
+    assert config == Outer(inner=Inner(lr=0.001, names=("p", "q")), size=9)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("inner.lr", "expected key=value"),
+        ("nosuch.lr=1", "no section 'nosuch'"),
+        ("inner.rl=1", "inner.rl: unknown setting"),
+        ("size=large", "size: Input should be a valid integer"),
+        ("size=[1", "cannot read the value"),
+    ],
+)
+def test_bad_overrides_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Outer(), [assignment])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2", "expected a mapping"),
+        ("size: 3\nextra: 1", "extra: unknown setting"),
+        ("x: !!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("x: " + "a" * 2_000_000, "at most"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, Outer)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found nothing there"):
+        load_config(tmp_path / "none.yaml", Outer)
+
+
+def test_recipes_are_functions(tmp_path: Path) -> None:
+    file = tmp_path / "r.py"
+    file.write_text(
+        "from asr.config import Config\n"
+        "class Mine(Config):\n    size: int = 1\n"
+        "def small() -> Mine:\n    return Mine(size=2)\n"
+    )
+    config = load_recipe(f"{file}:small", Config)
+    assert config.model_dump() == {"size": 2}
+    with pytest.raises(ConfigError, match="it has Mine, small"):
+        load_recipe(f"{file}:large", Config)
+    with pytest.raises(ConfigError, match="expected a Outer"):
+        load_recipe(f"{file}:small", Outer)
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_recipe(f"{tmp_path / 'no.py'}:small", Config)
+    with pytest.raises(ConfigError, match=r"expected FILE\.yaml or FILE\.py:FUNCTION"):
+        load_recipe(str(file), Config)
+
+
+def test_atomic_writes_leave_the_old_file_when_they_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,295 @@
+"""The training loop: it learns, resumes exactly, survives interrupts and names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+import asr
+from asr.config import save_config
+from asr.data.augment import AugmentConfig, SpeedConfig
+from asr.data.batches import BatchesConfig, ConcatenateConfig
+from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
+from asr.encoders import LstmEncoderConfig
+from asr.errors import ManifestError, ModelError, TokenError, TrainingError
+from asr.evaluate import Options, evaluate
+from asr.features.fbank import FbankConfig
+from asr.joiner import JoinerConfig
+from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
+from asr.predictors import StatelessPredictorConfig
+from asr.text.tokenizer import TokenizerConfig
+from asr.train import checkpoint
+from asr.train.loop import train
+from asr.train.metrics import read_log
+from asr.train.optim import OptimizerConfig, build_optimizer, learning_rate
+from asr.train.recipe import Recipe, TrainingConfig
+from asr.transducer import TransducerConfig
+
+RATE = 8000
+TONES = {"low": 400.0, "mid": 1100.0, "high": 2600.0}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three words, each a tone of its own; 48 recordings to learn from, 9 each for dev and test."""
+    directory, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("dev", 3), ("test", 3)):
+        cuts = []
+        for word, hertz in TONES.items():
+            for i in range(count):
+                name = f"{word}-{split}-{i}"
+                t = np.arange(round(rng.uniform(0.2, 0.35) * RATE)) / RATE
+                tone = 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.95, 1.05) * t) * np.hanning(len(t))
+                path = directory / f"{name}.wav"
+                soundfile.write(path, tone + 0.002 * rng.standard_normal(len(t)), RATE)
+                cuts.append(make_cut(file_recording(path, name), name, word, speaker=f"s{i % 2}"))
+        write_cuts(cuts, directory / f"{split}.jsonl.gz")
+    save_card(
+        CorpusCard(name="tones", source="test", licence="none", sample_rate=RATE, synthetic=True), directory
+    )
+    return directory
+
+
+def recipe(epochs: int = 2, **training: object) -> Recipe:
+    return Recipe(
+        features=FbankConfig(sample_rate=RATE, num_mel_bins=20),
+        tokenizer=TokenizerConfig(kind="word"),
+        augment=AugmentConfig(speed=SpeedConfig(factors=(0.9, 1.0, 1.1))),
+        batches=BatchesConfig(max_duration_s=2, num_workers=0, concatenate=ConcatenateConfig(max_parts=3)),
+        network=TransducerConfig(
+            encoder=LstmEncoderConfig(hidden=32, layers=1, lookahead=1, dropout=0.1),
+            predictor=StatelessPredictorConfig(dim=16, context=1),
+            joiner=JoinerConfig(dim=32),
+            loss=LossConfig(ctc=CtcLossConfig(weight=0.3)),
+        ),
+        optimizer=OptimizerConfig(lr=1e-2, warmup_steps=20),
+        training=TrainingConfig(epochs=epochs, keep_best=2, **training),
+    )
+
+
+def test_it_learns_and_leaves_a_usable_model(corpus: Path, tmp_path: Path) -> None:
+    exp = tmp_path / "exp"
+    outcome = train(recipe(epochs=16), corpus, exp, profile=True)
+    assert outcome.finished
+    assert outcome.dev_wer is not None
+    assert outcome.dev_wer <= 0.12
+    for name in ("model.safetensors", "config.yaml", "README.md", "recipe.yaml", "run.yaml", "training.png"):
+        assert (exp / name).stat().st_size > 0, name
+    assert "synthetic" in (exp / "README.md").read_text()
+    records = read_log(exp)
+    assert records[0]["loss"] > 3 * [r for r in records if r["kind"] == "train"][-1]["loss"]
+    assert len(list((exp / "checkpoints").iterdir())) <= 3
+    # The model on disk, offline and live, gives the WER that decoding reports.
+    offline = evaluate(exp, "test")
+    live = evaluate(exp, "test", options=Options(live_chunk_s=0.05))
+    assert offline.report.wer == live.report.wer <= 0.12
+    assert "SYNTHETIC" in offline.lines[0]
+    hypotheses = [json.loads(line) for line in (offline.directory / "hyp.jsonl").read_text().splitlines()]
+    assert {h["id"] for h in hypotheses} == {cut.id for cut in read_cuts(corpus / "test.jsonl.gz")}
+    assert live.stats is not None
+
+
+class StopAt:
+    """Sends the process SIGTERM when the log shows step `step`."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from asr.train import metrics
+
+        write = metrics.RunLog.write
+
+        def counted(log: object, kind: str, at: int, **values: object) -> None:
+            write(log, kind, at, **values)
+            if kind == "train" and at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(metrics.RunLog, "write", counted)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resuming_is_exact(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accumulate: int,
+) -> None:
+    config = recipe(epochs=3, accumulate=accumulate)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, corpus, whole)
+    steps = [r for r in read_log(whole) if r["kind"] == "train"]
+    per_epoch = len(steps) // 3
+    assert per_epoch >= 2
+    with monkeypatch.context() as patch:
+        StopAt(per_epoch + 1, patch)  # in the middle of the second epoch
+        outcome = train(config, corpus, parts)
+    assert not outcome.finished
+    assert f"asr train --resume --exp {parts}" in " ".join(capsys.readouterr().out.split())
+    assert train(None, None, parts, resume=True).finished
+    assert [r for r in read_log(parts) if r["kind"] == "train"] == steps
+    for file in ("model.safetensors",):
+        a, b = load_file(whole / file), load_file(parts / file)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c_of_the_command_exits_zero_with_the_resume_command(corpus: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    save_config(recipe(epochs=500), config)
+    exp = tmp_path / "exp"
+    command = [
+        str(Path(sys.executable).parent / "asr"),
+        "train",
+        str(config),
+        "--data",
+        str(corpus),
+        "--exp",
+        str(exp),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(r["kind"] == "train" for r in read_log(exp)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"asr train --resume --exp {exp}" in " ".join(out.split())
+    assert checkpoint.latest(exp / "checkpoints").is_dir()
+
+
+def test_a_second_run_in_the_same_directory_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x")
+    with pytest.raises(TrainingError, match="there is a run in this directory"):
+        train(recipe(), corpus, tmp_path)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no run to resume"):
+        train(None, None, tmp_path, resume=True)
+
+
+def test_no_manifest_is_named(corpus: Path, tmp_path: Path) -> None:
+    save_card(CorpusCard(name="x", source="x", licence="x", sample_rate=RATE), tmp_path)
+    with pytest.raises(ManifestError, match=r"train\.jsonl\.gz: no such manifest"):
+        train(recipe(), tmp_path, tmp_path / "exp")
+
+
+def with_cuts(corpus: Path, directory: Path, text: str, seconds: float) -> Path:
+    """A copy of the corpus whose training part has one more cut, `odd`."""
+    directory.mkdir()
+    for name in ("dev.jsonl.gz", "corpus.yaml"):
+        (directory / name).write_bytes((corpus / name).read_bytes())
+    path = directory / "odd.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE)), RATE)
+    odd = make_cut(file_recording(path, "odd"), "odd", text, speaker="s0")
+    write_cuts([*read_cuts(corpus / "train.jsonl.gz"), odd], directory / "train.jsonl.gz")
+    return directory
+
+
+def ctc_recipe(**training: object) -> Recipe:
+    config = recipe(epochs=1, **training)
+    loss = LossConfig(transducer=TransducerLossConfig(weight=0), ctc=CtcLossConfig(weight=1))
+    network = TransducerConfig(encoder=config.network.encoder, predictor=None, loss=loss)
+    return config.model_copy(update={"network": network})
+
+
+def test_too_short_for_its_text_is_refused_by_name(corpus: Path, tmp_path: Path) -> None:
+    data = with_cuts(corpus, tmp_path / "data", "low low mid mid high high", 0.1)
+    with pytest.raises(TrainingError, match=r"1 utterances have fewer encoder frames .*: odd \(3 of 9\)"):
+        train(ctc_recipe(), data, tmp_path / "exp")
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_loss_that_is_not_finite_names_its_utterances(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    from asr.train import loop
+
+    data = with_cuts(corpus, tmp_path / "data", "low low mid mid high high", 0.1)
+    monkeypatch.setattr(loop, "refuse_too_short", lambda *_: None)
+    config = ctc_recipe(non_finite=policy)
+    batches = config.batches.model_copy(update={"concatenate": ConcatenateConfig()})
+    config = config.model_copy(update={"batches": batches})
+    if policy == "stop":
+        with pytest.raises(TrainingError, match="the loss is not finite for odd"):
+            train(config, data, tmp_path / "exp")
+        return
+    assert train(config, data, tmp_path / "exp").finished
+    skipped = [r for r in read_log(tmp_path / "exp") if r["kind"] == "skip"]
+    assert [r["utterances"] for r in skipped] == [["odd"]]
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "exp" / "model.safetensors").values())
+
+
+def test_unknown_words_in_dev_are_named(corpus: Path, tmp_path: Path) -> None:
+    data = with_cuts(corpus, tmp_path / "data", "low", 0.3)
+    odd = make_cut(file_recording(data / "odd.wav", "odd"), "odd", "huge")
+    write_cuts([odd], data / "dev.jsonl.gz")
+    with pytest.raises(TokenError, match="huge"):
+        train(recipe(), data, tmp_path / "exp")
+
+
+def test_a_damaged_checkpoint_is_named(corpus: Path, tmp_path: Path) -> None:
+    exp = tmp_path / "exp"
+    train(recipe(epochs=1), corpus, exp)
+    file = checkpoint.latest(exp / "checkpoints") / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"optimizer\.safetensors: not readable"):
+        train(None, None, exp, resume=True)
+
+
+def test_a_crash_while_saving_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(OptimizerConfig(), network)
+    checkpoint.save_checkpoint(tmp_path, network, optimizer, checkpoint.Progress(step=1))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save_checkpoint(tmp_path, network, optimizer, checkpoint.Progress(step=2))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
+    assert checkpoint.read_progress(checkpoint.latest(tmp_path)).step == 1
+
+
+def test_average_is_the_mean_of_the_weights(tmp_path: Path) -> None:
+    weights = []
+    for step in (1, 2, 3):
+        network = torch.nn.Linear(3, 2)
+        weights.append(network.weight.detach().clone())
+        progress = checkpoint.Progress(step=step, dev_wer=0.1 * step)
+        checkpoint.save_checkpoint(tmp_path, network, build_optimizer(OptimizerConfig(), network), progress)
+    best = checkpoint.best(tmp_path, 2)
+    assert [path.name for path in best] == ["step-000001", "step-000002"]
+    torch.testing.assert_close(checkpoint.average(best)["weight"], (weights[0] + weights[1]) / 2)
+    checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-000001", "step-000003"]
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=10, final_lr=0.1)
+    rates = [learning_rate(config, step, 110) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
+    outcome = train(recipe(epochs=1, precision="bfloat16"), corpus, tmp_path / "exp")
+    assert outcome.finished
+    assert asr.load(tmp_path / "exp").transcribe(np.zeros(RATE, np.float32), RATE).duration_s == 1.0

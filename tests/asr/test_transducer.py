@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from asr.encoders import LstmEncoderConfig
+from asr.joiner import JoinerConfig
+from asr.layers.norm import FeatureNorm
+from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig, ctc_frames_needed
+from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig, build_predictor
+from asr.transducer import Transducer, TransducerConfig
+
+ENCODER = LstmEncoderConfig(hidden=8, layers=1, dropout=0)
+
+
+def make(**settings: object) -> Transducer:
+    torch.manual_seed(0)
+    return Transducer(TransducerConfig(encoder=ENCODER, joiner=JoinerConfig(dim=8), **settings), 4, 7)
+
+
+def test_losses_equal_torchaudio_and_torch() -> None:
+    torchaudio = pytest.importorskip("torchaudio")
+    model = make(loss=LossConfig(ctc=CtcLossConfig(weight=0.5)))
+    features, feature_lengths = torch.randn(3, 60, 4), torch.tensor([60, 41, 24])
+    targets, target_lengths = (
+        torch.tensor([[1, 2, 2, 6], [3, 3, 9999, -1], [5, 0, 0, 0]]),
+        torch.tensor([4, 2, 1]),
+    )
+    encoded = model.encode(features, feature_lengths)
+    losses = model.losses(encoded.y, encoded.y_lengths, targets, target_lengths)
+    clean = targets.clamp(0, 6)
+    logits = model.joiner(encoded.y[:, : int(encoded.y_lengths.max())], model.predictor.whole(clean))
+    expected = torchaudio.functional.rnnt_loss(
+        logits, clean.int(), encoded.y_lengths.int(), target_lengths.int(), blank=0, reduction="none"
+    )
+    torch.testing.assert_close(losses.transducer, expected, rtol=1e-4, atol=1e-4)
+    log_probs = model.ctc(encoded.y).log_softmax(-1).transpose(0, 1)
+    ctc = functional.ctc_loss(log_probs, clean, encoded.y_lengths, target_lengths, reduction="none")
+    torch.testing.assert_close(losses.ctc, ctc)
+    torch.testing.assert_close(losses.total, expected + 0.5 * ctc, rtol=1e-4, atol=1e-4)
+
+
+def test_ctc_alone_has_no_predictor() -> None:
+    loss = LossConfig(transducer=TransducerLossConfig(weight=0), ctc=CtcLossConfig(weight=1))
+    model = make(predictor=None, loss=loss)
+    assert not model.has_transducer
+    assert not [name for name, _ in model.named_parameters() if "predictor" in name or "joiner" in name]
+
+
+def test_too_short_for_ctc_is_infinite_not_an_exception() -> None:
+    model = make(loss=LossConfig(ctc=CtcLossConfig(weight=1)))
+    encoded = model.encode(torch.randn(2, 8, 4), torch.tensor([8, 8]))
+    losses = model.losses(
+        encoded.y, encoded.y_lengths, torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.tensor([3, 1])
+    )
+    assert torch.isinf(losses.total).tolist() == [True, False]
+    assert model.frames_needed([1, 1, 1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"predictor": None}, "without a predictor"),
+        ({"loss": LossConfig(transducer=TransducerLossConfig(weight=0))}, "nothing to train"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransducerConfig(**settings)
+
+
+def test_ctc_frames_needed_counts_repetitions() -> None:
+    assert [ctc_frames_needed(t) for t in ([], [1], [1, 2], [1, 1], [2, 2, 2, 1])] == [0, 1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        StatelessPredictorConfig(dim=8, context=1),
+        StatelessPredictorConfig(dim=8, context=4),
+        LstmPredictorConfig(dim=8, layers=2, dropout=0),
+    ],
+)
+def test_predictor_step_by_step_equals_the_whole(config: object) -> None:
+    torch.manual_seed(0)
+    predictor = build_predictor(config, 9, 0).eval()
+    targets = torch.randint(1, 9, (3, 6))
+    whole = predictor.whole(targets)
+    state, steps = predictor.initial_state(3), []
+    for labels in torch.cat([torch.zeros(3, 1, dtype=torch.int64), targets], 1).split(1, dim=1):
+        y, state = predictor(labels, state)
+        steps.append(y)
+    torch.testing.assert_close(torch.cat(steps, 1), whole)
+    changed = targets.clone()
+    changed[:, 4] = changed[:, 4] % 8 + 1
+    assert torch.equal(predictor.whole(changed)[:, :5], whole[:, :5])  # labels do not look ahead
+
+
+def test_feature_norm_measures_valid_frames_only() -> None:
+    norm = FeatureNorm(3)
+    x = torch.randn(4, 50, 3) * torch.tensor([1.0, 5.0, 0.0]) + torch.tensor([2.0, -3.0, 7.0])
+    lengths = torch.tensor([50, 20, 1, 33])
+    for b, length in enumerate(lengths.tolist()):
+        x[b, length:] = 1e6
+    norm.measure([(x[:2], lengths[:2]), (x[2:], lengths[2:])])
+    valid = torch.cat([x[b, :n] for b, n in enumerate(lengths.tolist())])
+    torch.testing.assert_close(norm.mean, valid.mean(0), rtol=1e-4, atol=1e-4)
+    y = norm(valid)
+    torch.testing.assert_close(y.std(0, correction=0)[:2], torch.ones(2), rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(y).all()

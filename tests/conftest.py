@@ -1,0 +1,87 @@
+"""Fixtures that several test files share: a tiny trained-shaped model and speech-like sounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# One thread: the tensors are tiny, and waiting for each other costs threads more than they give.
+torch.set_num_threads(1)
+
+
+def speech_like(seconds: float, sample_rate: int = 8000, seed: int = 0) -> np.ndarray:
+    """Bursts of harmonics with moving pitch over low noise: float32 (N,) within -1..1."""
+    rng = np.random.default_rng(seed)
+    count = round(seconds * sample_rate)
+    t = np.arange(count) / sample_rate
+    pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * t + rng.uniform(0, 6))
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    voice = sum(np.sin(k * phase) / k for k in range(1, 12))
+    envelope = np.clip(np.sin(2 * np.pi * 1.5 * t + rng.uniform(0, 6)), 0, 1)
+    return (0.1 * voice * envelope + 0.003 * rng.standard_normal(count)).astype(np.float32)
+
+
+@pytest.fixture(name="speech_like")
+def _speech_like():
+    return speech_like
+
+
+@pytest.fixture
+def make_model(tmp_path: Path):
+    """Writes a model directory with random weights that do emit tokens; returns its path."""
+    from asr.encoders import LstmEncoderConfig
+    from asr.features.fbank import FbankConfig
+    from asr.joiner import JoinerConfig
+    from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
+    from asr.model_directory import ModelConfig, build_network, save_model
+    from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig
+    from asr.search import SearchConfig
+    from asr.text.tokenizer import TokenizerConfig, train_tokenizer
+    from asr.transducer import TransducerConfig
+
+    def make(
+        *, kind: str = "transducer", bidirectional: bool = False, lookahead: int = 2, seed: int = 0
+    ) -> Path:
+        tokenizer = train_tokenizer(TokenizerConfig(kind="word"), ["zero one two three four"])
+        transducer = kind != "ctc"
+        network_config = TransducerConfig(
+            encoder=LstmEncoderConfig(
+                hidden=24, layers=2, bidirectional=bidirectional, lookahead=0 if bidirectional else lookahead
+            ),
+            predictor=LstmPredictorConfig(dim=12)
+            if kind == "lstm-predictor"
+            else StatelessPredictorConfig(dim=12, context=3)
+            if transducer
+            else None,
+            joiner=JoinerConfig(dim=16),
+            loss=LossConfig(
+                transducer=TransducerLossConfig(weight=1.0 if transducer else 0.0),
+                ctc=CtcLossConfig(weight=0.0 if transducer else 1.0),
+            ),
+        )
+        config = ModelConfig(
+            features=FbankConfig(sample_rate=8000, num_mel_bins=20),
+            network=network_config,
+            search=SearchConfig(max_symbols=3),
+            vocab_size=tokenizer.vocab_size,
+        )
+        torch.manual_seed(seed)
+        network = build_network(config)
+        network.norm.mean.fill_(10.0)
+        network.norm.scale.fill_(0.3)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name == "joiner.encoder.weight":
+                    parameter.mul_(8)  # what is heard must outweigh what was said
+                if "output" in name or name.startswith("ctc"):
+                    parameter.mul_(20)  # decided enough that 1e-6 of noise does not flip a label
+                    if name.endswith("bias"):
+                        parameter[0] += 0.5
+        directory = tmp_path / f"model-{kind}-{bidirectional}-{seed}"
+        save_model(directory, config, network, tokenizer, "# card\n")
+        return directory
+
+    return make

@@ -1,0 +1,170 @@
+"""Time and memory of `asr_kernels.rnnt_loss` on CPU, forward and backward, beside its peers in one process.
+
+    python tools/bench/rnnt.py                        # every shape, 2 threads
+    python tools/bench/rnnt.py --threads 1 --shapes 8,300,60,500
+
+Each contestant must first agree with float64 or nothing is printed (float32 lattices, as the peers have
+them, are only good to about 1e-3 at these lengths; ours must be good to 1e-5). Times are medians and include the
+allocation of the gradient; memory is the peak resident size of one call above the size before it (VmHWM
+after a reset through /proc/self/clear_refs), as a multiple of the logits. Peers: torchaudio, if installed,
+and the plain vectorised PyTorch that one would write first (one anti-diagonal at a time, gradient by
+autograd), which costs what k2's C++ does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asr_kernels import rnnt_loss
+
+SHAPES = "32,60,24,30 8,200,40,128 8,300,60,500 8,300,60,500,uneven"
+
+
+class Problem(NamedTuple):
+    logits: Tensor
+    targets: Tensor
+    logit_lengths: Tensor
+    target_lengths: Tensor
+
+
+Loss = Callable[[Problem], Tensor]
+
+
+def make(B: int, T: int, U: int, V: int, uneven: bool) -> Problem:
+    """Standard normal logits; uneven lengths fall evenly from the full size to a fifth of it."""
+    torch.manual_seed(0)
+    logits = torch.randn(B, T, U + 1, V, requires_grad=True)
+    share = torch.linspace(1, 0.2, B) if uneven else torch.ones(B)
+    frames, labels = (share * T).round().int(), (share * U).round().int()
+    return Problem(logits, torch.randint(1, V, (B, U), dtype=torch.int32), frames, labels)
+
+
+def ours(problem: Problem) -> Tensor:
+    return rnnt_loss(*problem, reduction="sum")
+
+
+def plain(problem: Problem) -> Tensor:
+    """log_softmax, skewed gathers, one logaddexp per anti-diagonal; everything else is autograd's."""
+    logits, targets, frames, labels = problem
+    B, T, width, _ = logits.shape
+    log_probs = logits.log_softmax(-1)
+    blank = log_probs[..., 0]
+    index = targets.long()[:, None, :, None].expand(B, T, -1, 1)
+    label = log_probs[:, :, :-1].gather(-1, index).squeeze(-1)
+    # [n, b, u] holds node (t, u) = (n - u, u); the padding below never reaches a valid node
+    n, u = torch.arange(T + width - 1)[:, None], torch.arange(width)[None]
+    outside = (n - u < 0) | (n - u >= T)
+    t = (n - u).clamp(0, T - 1)
+    blank_n = blank[:, t, u].masked_fill(outside, -1e30).transpose(0, 1)
+    label_n = label[:, t[:, :-1], u[:, :-1]].masked_fill(outside[:, :-1], -1e30).transpose(0, 1)
+    start = torch.full((B, width), -1e30, dtype=logits.dtype)
+    start[:, 0] = 0.0
+    alphas = [start]
+    none = torch.full((B, 1), -1e30, dtype=logits.dtype)
+    for step in range(T + width - 2):
+        by_label = torch.cat((none, alphas[-1][:, :-1] + label_n[step]), dim=1)
+        alphas.append(torch.logaddexp(alphas[-1] + blank_n[step], by_label))
+    each = torch.arange(B)
+    last, end = (frames + labels - 1).long(), labels.long()
+    alpha = torch.stack(alphas)
+    return -(alpha[last, each, end] + blank_n[last, each, end]).sum()
+
+
+def torchaudio_loss(problem: Problem) -> Tensor:
+    import torchaudio
+
+    return torchaudio.functional.rnnt_loss(*problem, blank=0, reduction="sum")
+
+
+def step(loss: Loss, problem: Problem) -> float:
+    problem.logits.grad = None
+    value = loss(problem)
+    value.backward()
+    return float(value.detach())
+
+
+def check(name: str, loss: Loss, problem: Problem, expected: float, expected_grad: Tensor) -> None:
+    """Exit unless the loss is within 1e-4 of float64 and the gradient (norm) within 1e-5, peers 1e-3."""
+    tolerance = 1e-5 if loss is ours else 1e-3
+    value = step(loss, problem)
+    difference = (problem.logits.grad - expected_grad).norm() / expected_grad.norm()
+    if not (abs(value - expected) <= 1e-4 * abs(expected) and difference <= tolerance):
+        sys.exit(f"{name} is wrong: loss {value} for {expected}, gradient off by {float(difference):.1e}")
+
+
+def seconds(loss: Loss, problem: Problem, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        problem.logits.grad = None
+        start = time.perf_counter()
+        loss(problem).backward()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def extra_memory(loss: Loss, problem: Problem) -> float:
+    """Peak resident bytes of one call above those before it."""
+    problem.logits.grad = None
+    gc.collect()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    loss(problem).backward()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def compare(shape: str, repeats: int) -> None:
+    problem = make(*map(int, shape.split(",")[:4]), uneven=shape.endswith("uneven"))
+    contestants: dict[str, Loss] = {"asr_kernels": ours, "plain PyTorch": plain}
+    if importlib.util.find_spec("torchaudio"):
+        contestants["torchaudio"] = torchaudio_loss
+    exact = problem._replace(logits=problem.logits.detach().double().requires_grad_())
+    expected = step(plain, exact)
+    expected_grad = exact.logits.grad.float()
+    del exact
+    for name, loss in contestants.items():
+        check(name, loss, problem, expected, expected_grad)
+    del expected_grad
+    times = {
+        name: seconds(loss, problem, max(3, repeats // 5) if name == "torchaudio" else repeats)
+        for name, loss in contestants.items()
+    }
+    size = problem.logits.numel() * 4
+    print(f"\nB,T,U,V = {shape}: logits {size / 1e6:.1f} MB, {torch.get_num_threads()} threads")
+    for name, loss in contestants.items():
+        memory = extra_memory(loss, problem)
+        print(
+            f"  {name:14}{1e3 * times[name]:9.1f} ms  {times[name] / times['asr_kernels']:6.1f}x ours"
+            f"  extra memory {memory / 1e6:7.1f} MB = {memory / size:.2f}x the logits",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V[,uneven] separated by spaces")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15, help="torchaudio gets a fifth, at least 3")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for shape in arguments.shapes.split():
+        compare(shape, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
