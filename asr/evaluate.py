@@ -165,7 +165,8 @@ def _measured(
         latency_ms = 1000 * recognizer.algorithmic_latency_s
         lines += [
             f"live in chunks of {1000 * options.live_chunk_s:.0f} ms; "
-            f"algorithmic latency {latency_ms:.1f} ms; state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
+            f"algorithmic latency {latency_ms:.1f} ms; "
+            f"state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
         ]
     return lines + (latency.lines() if latency else [])
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from asr.config import Config
@@ -34,8 +34,6 @@ class TransducerConfig(Config):
     """None for a CTC model."""
     joiner: JoinerConfig = JoinerConfig()
     loss: LossConfig = LossConfig()
-    label_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the predictor's input labels replaced by blank in training, against a too strong prior."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> TransducerConfig:
@@ -91,9 +89,6 @@ class Transducer(nn.Module):
         if self.has_transducer:
             valid = torch.arange(targets.shape[1], device=targets.device)[None] < target_lengths[:, None]
             labels = torch.where(valid, targets, torch.full_like(targets, self.blank))
-            if self.training and self.config.label_dropout:
-                dropped = torch.rand(labels.shape, device=labels.device) < self.config.label_dropout
-                labels = labels.masked_fill(dropped, self.blank)
             encoded_frames = encoded[:, : int(lengths.max())]
             logits = self.joiner(encoded_frames, self.predictor.whole(labels))
             transducer = transducer_loss(

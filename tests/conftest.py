@@ -79,7 +79,7 @@ def make_model(tmp_path: Path):
                 if "output" in name or name.startswith("ctc"):
                     parameter.mul_(20)  # decided enough that 1e-6 of noise does not flip a label
                     if name.endswith("bias"):
-                        parameter[0] += 0.5
+                        parameter[0] += 1.0
         directory = tmp_path / f"model-{kind}-{bidirectional}-{seed}"
         save_model(directory, config, network, tokenizer, "# card\n")
         return directory

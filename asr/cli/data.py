@@ -36,13 +36,15 @@ def import_command(
     ] = False,
 ) -> None:
     """Turn a corpus (lhotse, Kaldi, NeMo, LJSpeech layouts) into a cut manifest."""
+    from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from asr.data.importers import import_corpus
     from asr.data.manifests import write_cuts
 
     columns = (TextColumn("reading headers"), TextColumn("{task.completed} utterances"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         imported = import_corpus(
             source, kind.value, skip_missing=skip_missing, progress=lambda: progress.advance(task)
@@ -65,6 +67,7 @@ def check_command(
     subsampling: Annotated[int, typer.Option(min=1, help="Time reduction of the model.")] = 4,
 ) -> None:
     """Check recordings and texts; exit code 1 if anything is wrong."""
+    from rich.console import Console
     from rich.progress import track
 
     from asr.data.check import check_cuts
@@ -76,7 +79,8 @@ def check_command(
 
         fitting = load_tokenizer(tokenizer)
     cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
-    shown = track(cuts, description="checking", transient=True)
+    console = Console(stderr=True)
+    shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
     report = check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling)
     _print_report(report)
     if not report.ok:

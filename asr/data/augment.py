@@ -2,9 +2,9 @@
 
 Transforms are small objects, `transform(samples, rng) -> samples`, that compose with `Chain`; whatever is
 random comes from the numpy generator they are given, so that a seed fixes the result. They work on arrays
-in memory rather than through lhotse's lazy operations (perturb_speed, append, mix, reverb_rir), which
-re-read and re-plan every cut and take too long for an epoch on one core; cuts remain the unit of
-manifests.
+in memory rather than through lhotse's lazy operations, which read the file again every time (0.27 ms for
+a digit of 0.4 s, with perturb_speed 0.67 ms, with reverb_rir and its generated response 34 ms, where an
+epoch of 2,520 digits has 3 s); cuts remain the unit of manifests.
 
 - speed (Ko et al. 2015, "Audio augmentation for speech recognition"): resampling by a factor, so that
   tempo, pitch and formants change together, as Kaldi does it;
@@ -229,7 +229,8 @@ def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> Sam
         spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** (-exponent / 2)
         spectrum[0] = 0
         white = np.fft.irfft(spectrum, len(white)).astype(np.float32)
-    return white[:count] / np.float32(max(rms(white), 1e-12))
+    scaled: Samples = white[:count] / np.float32(max(rms(white), 1e-12))
+    return scaled
 
 
 def synthetic_response(t60_s: float, direct_db: float, sample_rate: int, rng: np.random.Generator) -> Samples:
@@ -239,7 +240,7 @@ def synthetic_response(t60_s: float, direct_db: float, sample_rate: int, rng: np
     """
     count = max(2, math.ceil(t60_s * sample_rate))
     decay = np.exp(-3 * math.log(10) * np.arange(count) / (t60_s * sample_rate))
-    response = (rng.standard_normal(count) * decay).astype(np.float32)
+    response: Samples = (rng.standard_normal(count) * decay).astype(np.float32)
     response[0] = 0
     response *= np.float32(10 ** (-direct_db / 20) / max(math.sqrt(float((response**2).sum())), 1e-12))
     # Late sound must stay below the direct path, whose place is found as the maximum.

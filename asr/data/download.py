@@ -15,6 +15,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -65,18 +66,18 @@ def unpack(archive: Path | str, directory: Path | str, pattern: str) -> Path:
     aside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    count = 0
     try:
         for name, stream in _members(archive, pattern):
             with stream, (aside / name).open("wb") as out:
                 shutil.copyfileobj(stream, out)
-            count += 1
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        if not any(aside.iterdir()):
+            raise ManifestError(f"{archive}: expected files like {pattern} in it, found none")
+        aside.replace(directory)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = " ".join(str(error).split())
-        raise ManifestError(f"{archive}: damaged archive ({reason}); delete it and run again") from error
-    if count == 0:
-        raise ManifestError(f"{archive}: expected files like {pattern} in it, found none")
-    aside.replace(directory)
+        raise ManifestError(f"{archive}: cannot be unpacked ({reason}); delete it and run again") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return directory
 
 

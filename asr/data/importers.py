@@ -169,7 +169,7 @@ def _supervised_cut(supervision: Any, recording: Recording, where: str) -> Any:
             language=supervision.language,
             start_s=supervision.start,
             duration_s=stop_s - supervision.start,
-            alignment=supervision.alignment,
+            alignment=supervision.alignment,  # lhotse counts its times from the recording's start
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ManifestError(

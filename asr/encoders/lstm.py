@@ -120,7 +120,8 @@ class LstmEncoder(Encoder):
     def _whole(self, lstm: nn.Module, x: Tensor, x_lengths: Tensor) -> Tensor:
         if self.streaming:  # padding stands behind the signal and cannot reach back: no need to pack
             return _first(lstm(x))
-        packed = pack_padded_sequence(x, x_lengths.cpu(), batch_first=True, enforce_sorted=False)
+        lengths = x_lengths.clamp(min=1).cpu()  # a packed sequence cannot be empty
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         y, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.shape[1])
         return y
 

@@ -12,20 +12,17 @@ at the flush, because they see the end of the signal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asr.errors import AudioError
-from asr.features.logmel import FULL_SCALE, FbankConfig, LogMel
+from asr.features.logmel import FULL_SCALE, FbankConfig, LogMel, Run
 from asr.lengths import frame_count, padding_mask
 
 __all__ = ["Fbank", "FbankConfig", "FbankOutput", "FbankState", "feature_count"]
-
-GROUP_SAMPLES = 1 << 20
-"""Whole utterances are taken a few streams at a time, so that working copies of the signal stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,12 @@ class FbankOutput(NamedTuple):
     state: FbankState
 
 
-class _Signal(NamedTuple):
-    """The samples at hand: those held, those new, and at an end their reflection."""
+class _Step(NamedTuple):
+    """Frames that have become ready, and the state after them."""
 
-    samples: Tensor
-    """(B, L) float32, contiguous. L is a multiple of the shift, so that frames are evenly spaced over the
-    batch, and the storage goes on for one more window, so that each of them may be read."""
-    stored: int
-    """Samples in the storage."""
-    end: Tensor
-    """(B,) int64: where each stream's samples end."""
-    frames: Tensor
-    """(B,) int64: frames given out before."""
-    seen: Tensor
-    """(B,) int64: samples fed, the new ones included."""
-    final: bool
-    """Whether the streams end here."""
+    runs: list[Run]
+    """One for each stream, in order."""
+    state: FbankState
 
 
 class Fbank(nn.Module):
@@ -105,7 +92,7 @@ class Fbank(nn.Module):
 
     def initial_state(self, batch: int, device: torch.device | str | None = None) -> FbankState:
         """The state of `batch` streams that have not started."""
-        device = self.log_mel.window.device if device is None else torch.device(device)
+        device = self.log_mel.mel.device if device is None else torch.device(device)
         counts = torch.zeros(batch, dtype=torch.int64, device=device)
         samples = torch.zeros(batch, self._held, device=device)
         return FbankState(samples, pending=counts + self._left, frames=counts, seen=counts)
@@ -122,8 +109,8 @@ class Fbank(nn.Module):
 
         `samples` is (B, N) float32 in [-1, 1] at the configured rate, `sample_lengths` (B,) int64 says how
         many of them count: any number, 0 too. `generator` seeds the dither, if there is any: noise on the
-        samples of each call, so a dithered stream is repeatable only in the same chunks. Raises AudioError for
-        samples of another dtype or shape.
+        samples of each call, so a dithered stream is repeatable only in the same chunks. Raises AudioError
+        for samples of another dtype or shape.
         """
         if samples.dtype != torch.float32 or samples.dim() != 2:
             found = f"{str(samples.dtype).removeprefix('torch.')} {tuple(samples.shape)}"
@@ -134,108 +121,111 @@ class Fbank(nn.Module):
         if self.config.dither:
             samples = samples + _noise_like(samples, generator) * (self.config.dither / FULL_SCALE)
         if state is None:
-            return self._whole(samples, sample_lengths)
-        return self._chunk(state, samples, sample_lengths, final=False)
+            start = self.initial_state(len(samples), samples.device)
+            steps = self._steps(start, samples, sample_lengths)
+            return self._output([*steps, self._ended(steps[-1].state)])
+        return self._output(self._steps(state, samples, sample_lengths))
 
     @torch.no_grad()
     def flush(self, state: FbankState) -> FbankOutput:
         """End the streams: their last frames, which reflect the signal's end. The state begins afresh."""
-        nothing = state.samples.new_zeros(len(state.seen), 0)
-        return self._chunk(state, nothing, torch.zeros_like(state.seen), final=True)
+        return self._output([self._ended(state)])
 
-    def _chunk(self, state: FbankState, samples: Tensor, sample_lengths: Tensor, final: bool) -> FbankOutput:
-        signal = self._signal(state, samples, sample_lengths, final)
-        counts = self._frames_ready(signal)
-        features = samples.new_zeros(len(counts), _extremes(counts)[1], self.config.num_mel_bins)
-        self._features(signal, counts, features)
-        if final:
-            return FbankOutput(features, counts, self.initial_state(len(counts), counts.device))
-        return FbankOutput(features, counts, self._remainder(signal, counts))
+    def _output(self, steps: list[_Step]) -> FbankOutput:
+        """The features of all steps, stream by stream."""
+        state = steps[-1].state
+        runs = [list(runs) for runs in zip(*(step.runs for step in steps), strict=True)]
+        counts = [sum(run.frames for run in stream) for stream in runs]
+        longest, bins = max(counts, default=0), self.config.num_mel_bins
+        in_order = [run for stream in runs for run in stream]
+        rows = state.samples.new_empty(sum(counts), bins)
+        self.log_mel(in_order, rows)
+        lengths = torch.tensor(counts, dtype=torch.int64, device=rows.device)
+        if len(rows) == len(counts) * longest:
+            return FbankOutput(rows.view(len(counts), longest, bins), lengths, state)
+        features = rows.new_zeros(len(counts), longest, bins)
+        features[padding_mask(lengths, longest)] = rows
+        return FbankOutput(features, lengths, state)
 
-    def _whole(self, samples: Tensor, sample_lengths: Tensor) -> FbankOutput:
-        """A start, one chunk and the flush, a few streams at a time."""
-        longest = feature_count(_extremes(sample_lengths)[1], self.config)
-        features = samples.new_zeros(len(samples), longest, self.config.num_mel_bins)
-        counts = torch.zeros_like(sample_lengths)
-        streams = max(1, GROUP_SAMPLES // max(1, samples.shape[1]))
-        for first in range(0, len(samples), streams):
-            group = slice(first, first + streams)
-            start = self.initial_state(len(samples[group]), samples.device)
-            signal = self._signal(start, samples[group], sample_lengths[group], final=True)
-            counts[group] = self._frames_ready(signal)
-            self._features(signal, counts[group], features[group])
-        return FbankOutput(features, counts, self.initial_state(len(samples), samples.device))
+    def _steps(self, state: FbankState, samples: Tensor, sample_lengths: Tensor) -> list[_Step]:
+        """A short chunk is joined to the samples held; of a long one only the beginning, the rest is read
+        where it lies."""
+        joined = 2 * self.config.window
+        if samples.shape[1] <= joined:
+            return [self._joined(state, samples, sample_lengths)]
+        head = self._joined(state, samples[:, :joined], sample_lengths.clamp(max=joined))
+        return [head, self._direct(head.state, samples.contiguous(), sample_lengths, joined)]
 
-    def _signal(self, state: FbankState, samples: Tensor, sample_lengths: Tensor, final: bool) -> _Signal:
-        """The held samples followed by the new ones, with what can be reflected by now."""
+    def _joined(self, state: FbankState, samples: Tensor, sample_lengths: Tensor) -> _Step:
+        """Frames of the held samples followed by the new ones."""
         batch, new = samples.shape
-        window, shift = self.config.window, self.config.shift
-        length = self._held + new + max(self._right if final else 0, shift)
-        length = -(-length // shift) * shift
-        storage = samples.new_zeros(batch * length + self._history + window)
-        joined = storage[: batch * length].view(batch, length)
-        joined[:, : self._held] = state.samples
-        low, high = _extremes(state.pending)
-        if new and low == high:
-            joined[:, low : low + new] = samples
-        elif new:
-            joined.scatter_(1, state.pending[:, None] + torch.arange(new, device=samples.device), samples)
-        end, seen = state.pending + sample_lengths, state.seen + sample_lengths
-        signal = _Signal(joined, len(storage), end, state.frames, seen, final)
-        if self._left and _extremes(state.frames)[0] == 0:
-            self._reflect_start(signal)
-        if final and self._right:
-            self._reflect_end(signal)
-        return signal
+        signal = samples.new_zeros(batch, self._held + new + self.config.shift)
+        signal[:, : self._held] = state.samples
+        places = state.pending[:, None] + torch.arange(new, device=samples.device)
+        signal.scatter_(1, places, samples)
+        pending, seen = state.pending + sample_lengths, state.seen + sample_lengths
+        if self._left:
+            self._reflect_start(signal, state.frames, seen)
+        counts = self._whole_frames(pending)
+        return self._step(signal, torch.zeros_like(counts), counts, pending, state.frames + counts, seen)
 
-    def _reflect_start(self, signal: _Signal) -> None:
+    def _direct(self, state: FbankState, samples: Tensor, sample_lengths: Tensor, fed: int) -> _Step:
+        """Frames of the rest of a chunk of which `fed` samples have been fed already."""
+        start = sample_lengths.clamp(max=fed) - state.pending  # of what is held, in the chunk
+        more = sample_lengths > fed  # otherwise the state has all, and may hold more than this chunk
+        pending = torch.where(more, sample_lengths - start, state.pending)
+        counts = torch.where(more, self._whole_frames(pending), 0)
+        seen = state.seen + (sample_lengths - fed).clamp(min=0)
+        step = self._step(samples, start.clamp(min=0), counts, pending, state.frames + counts, seen)
+        kept = torch.where(more[:, None], step.state.samples, state.samples)
+        return _Step(step.runs, replace(step.state, samples=kept))
+
+    def _ended(self, state: FbankState) -> _Step:
+        """The last frames: without `snip_edges`, those that reach beyond the end."""
+        batch = len(state.seen)
+        signal = torch.cat([state.samples, state.samples.new_zeros(batch, self._right)], dim=1)
+        counts = torch.zeros_like(state.seen)
+        if not self.config.snip_edges:
+            counts = (state.seen + self.config.shift // 2) // self.config.shift - state.frames
+            self._reflect_start(signal, state.frames, state.seen)
+            self._reflect_end(signal, state)
+        runs = self._runs(signal, torch.zeros_like(counts), counts)
+        return _Step(runs, self.initial_state(batch, signal.device))
+
+    def _step(
+        self, signal: Tensor, start: Tensor, counts: Tensor, pending: Tensor, frames: Tensor, seen: Tensor
+    ) -> _Step:
+        """The next `counts` frames of `signal` (B, L) from sample `start` on, of which `pending` count."""
+        used = counts * self.config.shift
+        places = (start + used)[:, None] + torch.arange(self._held, device=signal.device)
+        held = signal.gather(1, places.clamp_(max=signal.shape[1] - 1))
+        return _Step(self._runs(signal, start, counts), FbankState(held, pending - used, frames, seen))
+
+    def _runs(self, signal: Tensor, start: Tensor, counts: Tensor) -> list[Run]:
+        first = (start + self._history).tolist()
+        return [Run(signal[b, i:], n) for b, (i, n) in enumerate(zip(first, counts.tolist(), strict=True))]
+
+    def _whole_frames(self, pending: Tensor) -> Tensor:
+        """Frames that end within the samples at hand."""
+        spare = pending - self._history - self.config.window
+        return (spare // self.config.shift + 1).clamp(min=0)
+
+    def _reflect_start(self, signal: Tensor, frames: Tensor, seen: Tensor) -> None:
         """Fill the places before the first sample, in streams that have given no frame.
 
         Done again with every chunk until then: by the first frame, all of its sources are there.
         """
-        times = torch.arange(-self._left, 0, device=signal.seen.device)
-        sources = _reflected(times, signal.seen[:, None]) + self._left
-        start = signal.samples[:, : self._left]
-        mirrored = signal.samples.gather(1, sources.clamp_(max=signal.samples.shape[1] - 1))
-        start.copy_(torch.where((signal.frames == 0)[:, None], mirrored, start))
+        times = torch.arange(-self._left, 0, device=signal.device)
+        sources = (_reflected(times, seen[:, None]) + self._left).clamp_(max=signal.shape[1] - 1)
+        start = signal[:, : self._left]
+        start.copy_(torch.where((frames == 0)[:, None], signal.gather(1, sources), start))
 
-    def _reflect_end(self, signal: _Signal) -> None:
-        """Continue each ended stream by its mirror image."""
-        beyond = torch.arange(self._right, device=signal.seen.device)
-        origin = signal.frames * self.config.shift - self._left  # the time of samples[:, 0]
-        sources = _reflected(signal.seen[:, None] + beyond, signal.seen[:, None]) - origin[:, None]
-        mirrored = signal.samples.gather(1, sources.clamp_(min=0))
-        signal.samples.scatter_(1, signal.end[:, None] + beyond, mirrored)
-
-    def _frames_ready(self, signal: _Signal) -> Tensor:
-        window, shift = self.config.window, self.config.shift
-        if signal.final and not self.config.snip_edges:
-            return (signal.seen + shift // 2) // shift - signal.frames  # all that `feature_count` counts
-        return torch.clamp((signal.end - self._history - window) // shift + 1, min=0)
-
-    def _remainder(self, signal: _Signal, counts: Tensor) -> FbankState:
-        """The state after the first `counts` frames have been given out."""
-        used = counts * self.config.shift
-        low, high = _extremes(used)
-        if low == high:
-            rest = signal.samples[:, low : low + self._held].clone()
-        else:
-            places = used[:, None] + torch.arange(self._held, device=used.device)
-            rest = signal.samples.gather(1, places)
-        return FbankState(rest, signal.end - used, signal.frames + counts, signal.seen)
-
-    def _features(self, signal: _Signal, counts: Tensor, features: Tensor) -> None:
-        """Write the log-mel of the first `counts` frames of each stream into zeroed `features` (B, T, M)."""
-        batch, length = signal.samples.shape
-        spacing = length // self.config.shift  # frames from stream to stream in the storage
-        runs = [range(b * spacing, b * spacing + n) for b, n in enumerate(counts.tolist())]
-        storage = signal.samples.as_strided((signal.stored,), (1,))
-        if all(len(run) == features.shape[1] for run in runs):
-            self.log_mel(storage, self._history, runs, features.view(-1, features.shape[2]))
-            return
-        packed = features.new_empty(sum(map(len, runs)), features.shape[2])
-        self.log_mel(storage, self._history, runs, packed)
-        features[padding_mask(counts, features.shape[1])] = packed
+    def _reflect_end(self, signal: Tensor, state: FbankState) -> None:
+        """Continue each stream by its mirror image."""
+        beyond = torch.arange(self._right, device=signal.device)
+        origin = state.frames * self.config.shift - self._left  # the time of signal[:, 0]
+        sources = _reflected(state.seen[:, None] + beyond, state.seen[:, None]) - origin[:, None]
+        signal.scatter_(1, state.pending[:, None] + beyond, signal.gather(1, sources.clamp_(min=0)))
 
 
 def feature_count(samples: int, config: FbankConfig) -> int:
@@ -248,11 +238,6 @@ def _reflected(times: Tensor, seen: Tensor) -> Tensor:
     seen = seen.clamp(min=1)
     folded = times % (2 * seen)
     return torch.where(folded < seen, folded, 2 * seen - 1 - folded)
-
-
-def _extremes(counts: Tensor) -> tuple[int, int]:
-    values = counts.tolist()
-    return (min(values), max(values)) if values else (0, 0)
 
 
 def _noise_like(samples: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -43,7 +43,7 @@ CPU_ROWS = 256
 GPU_ROWS = 4096
 """Frames per block elsewhere: an almost empty block is cheap there, and each block costs kernel launches."""
 
-MEL_GROUP = 32
+MEL_GROUP = 16
 """Neighbouring mel filters that share one matrix product over the FFT bins that they cover."""
 
 
@@ -103,10 +103,19 @@ class FbankConfig(Config):
         return self
 
 
-class LogMel(nn.Module):
-    """Log-mel features of the frames of a signal."""
+class Run(NamedTuple):
+    """Consecutive frames of one signal."""
 
-    window: Tensor
+    signal: Tensor
+    """(K,) float32 in [-1, 1], contiguous; the first frame begins at sample 0."""
+    frames: int
+    """How many; all of which end inside of the signal."""
+
+
+class LogMel(nn.Module):
+    """Log-mel features of runs of frames."""
+
+    later_window: Tensor
     mel: Tensor
 
     def __init__(self, config: FbankConfig) -> None:
@@ -116,82 +125,76 @@ class LogMel(nn.Module):
         # Real and imaginary parts lie side by side in memory: with every row of H given twice, the matrix
         # product adds them up, which is cheaper than a pass over strided memory.
         self.register_buffer("mel", mel.repeat_interleave(2, dim=0).contiguous(), persistent=False)
-        self.register_buffer("window", povey_window(config.window) * FULL_SCALE, persistent=False)
+        self.register_buffer("later_window", povey_window(config.window)[1:] * FULL_SCALE, persistent=False)
         self._groups = _mel_groups(mel)
+        # 1 - preemphasis, of the single-precision number that Kaldi uses
+        self._rest = 1.0 - float(torch.tensor(config.preemphasis, dtype=torch.float32))
 
-    def forward(self, signal: Tensor, offset: int, runs: Sequence[range], output: Tensor) -> None:
-        """Write the features of many frames of `signal` into `output`.
-
-        `signal` is (K,) float32 in [-1, 1], contiguous; frame f begins at sample offset + f * shift and must
-        end inside of it. `runs` name the frames, `output` (R, M) float32 gets one row for each, in order.
-        """
-        size = CPU_ROWS if signal.device.type == "cpu" else GPU_ROWS
-        mel = self.mel.to(_product_dtype(signal.device))
-        weights = [(filters, bins, mel[bins, filters]) for filters, bins in self._groups]
-        padded = signal.new_zeros(size, self.config.fft_size)
+    def forward(self, runs: Sequence[Run], output: Tensor) -> None:
+        """Write the features of all frames of `runs`, in order, into the rows of `output` (R, M) float32."""
+        size = CPU_ROWS if output.device.type == "cpu" else GPU_ROWS
+        mel = self.mel.to(_product_dtype(output.device))
         energies = mel.new_empty(size, self.config.num_mel_bins)
-        frames = self._frames(signal, offset)
-        emphasised = self._frames(self._emphasised(signal), offset)[:, 1:]
-        for block in _blocks(runs, size):
-            n = sum(len(run) for run in block)
-            self._condition(frames, emphasised, block, padded)
-            _mel_energies(padded, weights, energies)
-            energies.clamp_(min=EPSILON).log_()
-            output[:n] = energies[:n]
-            output = output[n:]
+        products = [
+            (first, stop - first, mel[first:stop, filters], energies[:, filters])
+            for filters, first, stop in self._groups
+        ]
+        padded = output.new_empty(size, self.config.fft_size)
+        padded[:, self.config.window - 1 :] = 0
+        done = 0
+        for block in _blocks(runs, size, self.config.shift):
+            n = self._condition(block, padded)
+            _mel_energies(padded, products)
+            torch.log(energies.narrow(0, 0, n).clamp_(min=EPSILON), out=output.narrow(0, done, n))
+            done += n
 
-    def _frames(self, signal: Tensor, offset: int) -> Tensor:
-        """All frames (F, W) of a signal, overlapping in memory."""
-        window, shift = self.config.window, self.config.shift
-        count = max(0, 1 + (len(signal) - offset - window) // shift)
-        return signal.as_strided((count, window), (shift, 1), signal.storage_offset() + offset)
-
-    def _emphasised(self, signal: Tensor) -> Tensor:
-        """x[i] - preemphasis x[i-1], for all frames at once; entry 0 is of no use.
-
-        Summed as (x[i] - x[i-1]) + (1 - preemphasis) x[i-1], so that a constant offset meets its mean, scaled
-        alike, without a rounding error in between: digital silence with an offset stays digital silence.
-        """
-        earlier = signal[:-1]
-        result = torch.empty_like(signal)
-        result[0] = 0
-        torch.sub(signal[1:], earlier, out=result[1:])
-        result[1:] += earlier * self._rest
-        return result
-
-    @property
-    def _rest(self) -> float:
-        """1 - preemphasis, of the single-precision number that Kaldi uses."""
-        return 1.0 - float(torch.tensor(self.config.preemphasis, dtype=torch.float32))
-
-    def _condition(self, frames: Tensor, emphasised: Tensor, block: list[range], padded: Tensor) -> None:
-        """Fill `padded` (N, FFT size) with the frames of a block, offset removed and windowed.
+    def _condition(self, block: list[Run], padded: Tensor) -> int:
+        """Fill `padded` (N, FFT size) with the frames of a block, conditioned and windowed; their number.
 
         Each operation rounds once: a fused multiply-add could round differently where vector code ends.
+        Sample 0 is left out, because its window is zero, and the others are moved up by one, which changes
+        the phase of the spectrum only, but keeps memory accesses aligned.
         """
-        window = self.config.window
+        window, shift = self.config.window, self.config.shift
+        body = padded.narrow(1, 0, window - 1)
         filled = 0
-        for run in block:
-            rows = slice(run.start, run.stop)
-            target = padded[filled : filled + len(run), 1:window]  # the window is zero at sample 0
+        for signal, count in block:
+            signal = signal.narrow(0, 0, (count - 1) * shift + window)
+            emphasised = self._emphasised(signal).as_strided((count, window - 1), (shift, 1))
+            target = body.narrow(0, filled, count)
             if self.config.remove_dc_offset:
-                torch.sub(emphasised[rows], frames[rows].mean(1, keepdim=True).mul_(self._rest), out=target)
+                frames = signal.as_strided((count, window), (shift, 1))
+                torch.sub(emphasised, frames.mean(1, keepdim=True).mul_(self._rest), out=target)
             else:
-                target.copy_(emphasised[rows])
-            filled += len(run)
-        padded[:filled, 1:window].mul_(self.window[1:])
-        padded[filled:].zero_()
+                target.copy_(emphasised)
+            filled += count
+        body.narrow(0, 0, filled).mul_(self.later_window)
+        if filled < len(padded):
+            padded[filled:] = 0
+        return filled
+
+    def _emphasised(self, signal: Tensor) -> Tensor:
+        """x[i+1] - preemphasis x[i], (K - 1,).
+
+        Summed as (x[i+1] - x[i]) + (1 - preemphasis) x[i], so that a constant offset meets its mean, scaled
+        alike, without a rounding error in between: digital silence with an offset stays digital silence.
+        """
+        count = len(signal) - 1
+        earlier, later = signal.narrow(0, 0, count), signal.narrow(0, 1, count)
+        return (later - earlier).add_(earlier * self._rest)
 
 
-def _blocks(runs: Sequence[range], size: int) -> Iterator[list[range]]:
-    """Cut and join runs of frames into blocks of `size` frames; the last block may have fewer."""
-    block: list[range] = []
+def _blocks(runs: Sequence[Run], size: int, shift: int) -> Iterator[list[Run]]:
+    """Cut and join runs into blocks of `size` frames; the last block may have fewer."""
+    block: list[Run] = []
     room = size
-    for run in runs:
-        while len(run):
-            block.append(run[:room])
-            run = run[room:]
-            room -= len(block[-1])
+    for signal, count in runs:
+        done = 0
+        while done < count:
+            taken = min(room, count - done)
+            block.append(Run(signal[done * shift :] if done else signal, taken))
+            done += taken
+            room -= taken
             if room == 0:
                 yield block
                 block, room = [], size
@@ -221,20 +224,23 @@ def mel_filters(config: FbankConfig) -> Tensor:
     return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
 
 
-def _mel_energies(padded: Tensor, weights: list[tuple[slice, slice, Tensor]], energies: Tensor) -> None:
-    """Power spectrum of one block (N, FFT size), weighed by the filters into `energies` (N, M).
+def _mel_energies(padded: Tensor, products: list[tuple[int, int, Tensor, Tensor]]) -> None:
+    """Power spectrum of one block (N, FFT size), weighed by the filters.
 
-    Every call has the same shape, see the module's docstring. Given `out`, the products are also out of
+    Each product is the first and the number of the (doubled) FFT bins, their weights, and where the energies
+    go. Every call has the same shapes, see the module's docstring. Given `out`, the products are also out of
     reach of autocast.
     """
     spectrum = torch.view_as_real(torch.fft.rfft(padded)).flatten(1)
-    power = spectrum.mul_(spectrum).to(energies.dtype)
-    for filters, bins, weight in weights:
-        torch.mm(power[:, bins], weight, out=energies[:, filters])
+    power = spectrum.mul_(spectrum)
+    if products[0][2].dtype != power.dtype:
+        power = power.to(products[0][2].dtype)
+    for first, count, weights, energies in products:
+        torch.mm(power.narrow(1, first, count), weights, out=energies)
 
 
-def _mel_groups(mel: Tensor) -> list[tuple[slice, slice]]:
-    """Split the filters into groups, each with the (doubled) FFT bins that it covers.
+def _mel_groups(mel: Tensor) -> list[tuple[slice, int, int]]:
+    """Split the filters into groups, each with the first and last (doubled) FFT bin that it covers.
 
     Filters are narrow, so most of H is zero: a few small products leave out most of it. A group that covers
     no bin gets one bin of weight zero.
@@ -243,7 +249,7 @@ def _mel_groups(mel: Tensor) -> list[tuple[slice, slice]]:
     for first in range(0, mel.shape[1], MEL_GROUP):
         filters = slice(first, min(first + MEL_GROUP, mel.shape[1]))
         covered = mel[:, filters].any(dim=1).nonzero().flatten().tolist() or [0]
-        groups.append((filters, slice(2 * covered[0], 2 * covered[-1] + 2)))
+        groups.append((filters, 2 * covered[0], 2 * covered[-1] + 2))
     return groups
 
 

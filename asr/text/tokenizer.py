@@ -224,9 +224,11 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     if config.kind in {"bpe", "unigram"}:
         # A list, because SentencePiece would wrap an error raised while it iterates in one of its own.
         return _from_sentencepiece(config, _train_sentencepiece(config, [*map(_check_reserved, cleaned)]))
-    symbols = sorted({unit for text in cleaned for unit in _units(text, config.kind)})
-    if not symbols:
+    found = {unit for text in cleaned for unit in _units(text, config.kind)}
+    if not found:
         raise DataError("a tokenizer needs at least one text that is not empty, found none")
+    # Texts of one word each have no space, but utterances that are joined from them do.
+    symbols = sorted(found | {BOUNDARY} if config.kind == "char" else found)
     special = _special(config)
     return Tokenizer(config, [*special, *(symbol for symbol in symbols if symbol not in special)])
 

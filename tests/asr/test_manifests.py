@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.supervision import AlignmentItem
 from typer.testing import CliRunner
 
 from asr.cli.data import app
@@ -325,6 +326,7 @@ def test_ljspeech_mistakes_name_the_line(tmp_path: Path, line: str) -> None:
 def test_lhotse_recordings_and_supervisions(tmp_path: Path) -> None:
     recording = file_recording(tone(tmp_path / "a.wav", 2.0), "rec")
     segments = [SupervisionSegment(f"s{i}", "rec", start=i, duration=1.0, text=f"t{i}") for i in range(2)]
+    segments[1] = segments[1].with_alignment("word", [AlignmentItem("t1", 1.25, 0.5)])
     RecordingSet.from_recordings([recording]).to_file(tmp_path / "x_recordings_train.jsonl.gz")
     SupervisionSet.from_segments(segments).to_file(tmp_path / "x_supervisions_train.jsonl.gz")
     for source in (tmp_path, tmp_path / "x_recordings_train.jsonl.gz"):
@@ -333,6 +335,8 @@ def test_lhotse_recordings_and_supervisions(tmp_path: Path) -> None:
             ("s0", 0, 1, "t0"),
             ("s1", 1, 1, "t1"),
         ]
+        (word,) = cuts[1].supervisions[0].alignment["word"]
+        assert (word.start, word.duration) == (1.25, 0.5)  # from the recording's start
 
 
 def test_unknown_layout(tmp_path: Path) -> None:

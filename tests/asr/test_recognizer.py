@@ -165,6 +165,9 @@ def test_bidirectional_transcribes_whole_and_refuses_live(make_model, speech_lik
     path = tmp_path / "a.wav"
     soundfile.write(path, speech_like(1.0), RATE, subtype="FLOAT")
     assert tokens(recognizer.transcribe(path)) == tokens(recognizer.transcribe(speech_like(1.0), RATE))
+    silent, spoken = recognizer.transcribe_batch([np.zeros(0, np.float32), speech_like(1.0)])
+    assert silent.text == ""
+    assert tokens(spoken) == tokens(recognizer.transcribe(speech_like(1.0), RATE))
     with pytest.raises(StreamingError, match="cannot stream"):
         recognizer.stream()
 

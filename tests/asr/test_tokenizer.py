@@ -113,9 +113,9 @@ def test_out_of_vocabulary_becomes_unk(kind):
     assert [word.text for word in tokenizer.words(ids)] == ["one", "<unk>", "two"]
 
 
-def test_a_space_can_be_out_of_vocabulary():
-    with pytest.raises(TokenError, match="the space"):
-        train_tokenizer(config_of("char"), ["one"]).encode("one one", "u")
+def test_characters_of_single_words_still_know_the_space():
+    tokenizer = train_tokenizer(config_of("char"), ["one"])
+    assert tokenizer.decode(tokenizer.encode("one one")) == "one one"
 
 
 def test_the_word_unk_in_a_text_is_the_unknown_symbol():

@@ -216,7 +216,11 @@ def test_sure_models_match_the_definition(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("filling", [math.nan, math.inf, -math.inf, 1e30])
-def test_padding_influences_nothing(backend: str, filling: float) -> None:
+@pytest.mark.parametrize("piece", [1 << 18, 40])  # all utterances at once; two frames at a time
+def test_padding_influences_nothing(
+    backend: str, filling: float, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_PIECE", piece)
     case = make(4, 6, 5, 4, seed=3)
     expected = run(case, torch.float64, backend=backend)
     logits, targets = case.logits.clone(), case.targets.clone()

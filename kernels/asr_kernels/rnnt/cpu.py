@@ -112,7 +112,7 @@ def backward(
         out.scatter_(-1, saved.symbols[b, None, u].expand(-1, x.shape[1], -1, -1), symbol_grad[piece])
         if out is not target:
             target.copy_(out)
-        _clear_padding(grad, piece, frames, labels)
+        _reset_padding(grad, piece, frames, labels, 0.0)
     return grad
 
 
@@ -150,6 +150,7 @@ def _sum_exp(
         else:
             exp.copy_(x).exp_()
         torch.sum(exp, -1, out=read.sums[piece])
+        _reset_padding(read.sums, piece, frames, labels, 1.0)
         read.symbol_logits[piece] = symbol_logits
 
 
@@ -190,7 +191,7 @@ def _pieces(
         first = last
         t_step, u_step = max(1, _PIECE // (width * V)), max(1, min(width, _PIECE // V))
         if last - b.start > 1:
-            t_step = T
+            t_step = max(1, T)
         for t in range(0, T, t_step):
             low, high = 0, width
             if live is not None:
@@ -211,14 +212,16 @@ def _neighbours(frames: Sequence[int], labels: Sequence[int], V: int, first: int
     return last, T, width
 
 
-def _clear_padding(grad: Tensor, piece: Piece, frames: Sequence[int], labels: Sequence[int]) -> None:
-    """Zero what a piece shared by several utterances wrote beyond their lengths (NaN where the logits are)."""
+def _reset_padding(
+    x: Tensor, piece: Piece, frames: Sequence[int], labels: Sequence[int], value: float
+) -> None:
+    """Undo what a piece shared by several utterances wrote to x (B, T, U+1, ...) beyond their lengths."""
     batch, t, u = piece
     for b in range(batch.start, batch.stop):
         if frames[b] < t.stop:
-            grad[b, frames[b] : t.stop, u] = 0
+            x[b, frames[b] : t.stop, u] = value
         if labels[b] + 1 < u.stop:
-            grad[b, t, labels[b] + 1 : u.stop] = 0
+            x[b, t, labels[b] + 1 : u.stop] = value
 
 
 def _buffer(logits: Tensor, dtype: torch.dtype) -> Tensor:

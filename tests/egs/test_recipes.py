@@ -1,0 +1,28 @@
+"""Every recipe function gives a configuration that builds, keeps its promises and survives YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asr.config import load_config, load_recipe, save_config
+from asr.features.fbank import Fbank
+from asr.model_directory import ModelConfig, build_network
+from asr.train.recipe import Recipe
+
+EGS = Path(__file__).parents[2] / "egs"
+RECIPES = [f"{EGS / corpus / 'lstm.py'}:{name}" for corpus in ("digits", "yesno") for name in ("streaming", "bidirectional", "ctc")]
+
+
+@pytest.mark.parametrize("reference", RECIPES)
+def test_recipe(reference: str, tmp_path: Path) -> None:
+    recipe = load_recipe(reference, Recipe)
+    save_config(recipe, tmp_path / "recipe.yaml")
+    assert load_config(tmp_path / "recipe.yaml", Recipe) == recipe
+    network = build_network(ModelConfig(features=recipe.features, network=recipe.network, vocab_size=12))
+    assert network.encoder.streaming == ("bidirectional" not in reference)
+    assert network.has_transducer == ("ctc" not in reference)
+    if network.encoder.streaming:
+        latency_s = network.encoder.algorithmic_latency_s + Fbank(recipe.features).lookahead_s
+        assert latency_s <= 0.24
