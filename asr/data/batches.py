@@ -121,6 +121,7 @@ class Batches:
         self._maker = BatchMaker(self.cuts, config, self.augment, fbank, tokenizer, specaugment)
         self._epoch = 0
         self._position = 0
+        self._fingerprint = ""
         self._planned: tuple[int, list[BatchPlan]] | None = None
         self._loader: DataLoader[Any] | None = None
 
@@ -164,11 +165,14 @@ class Batches:
 
     def fingerprint(self) -> str:
         """Changes whenever the sequence of batches would: with the cuts, the settings, the augmentation."""
+        if self._fingerprint:
+            return self._fingerprint
         settings = self.config.model_dump_json(exclude={"num_workers", "cache_mb", "start_method"})
         digest = hashlib.sha256(f"{settings}{self.augment.model_dump_json()}{self.training}".encode())
         for cut, source in zip(self.cuts, self.sources, strict=True):
             digest.update(f"{cut.id} {source.duration_s:.6f} {source.speaker}\n".encode())
-        return digest.hexdigest()[:16]
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
 
     def plans(self) -> list[BatchPlan]:
         """The batches of this epoch, as plans."""

@@ -92,7 +92,7 @@ def check_cuts(
             progress()
     report.recordings = len(seen)
     for cut_id, count in ids.items():
-        if count > 9:
+        if count > 1:
             report.add("duplicate", cut_id, f"{cut_id}: {count} cuts have this id")
     return report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from asr.config import Config, load_config, save_config
-from asr.data.batches import Batches
+from asr.data.batches import Batches, join_texts, training_texts
 from asr.data.manifests import cut_text, load_card, read_cuts
 from asr.errors import ManifestError, TrainingError
 from asr.features.fbank import Fbank
@@ -57,7 +57,7 @@ class RunSetup:
         for plan in self.batches.plans():
             for utterance in plan.utterances:
                 parts = [cuts[i] for i in utterance.parts]
-                name, text = "+".join(cut.id for cut in parts), " ".join(cut_text(cut) for cut in parts)
+                name, text = "+".join(cut.id for cut in parts), join_texts(cut_text(cut) for cut in parts)
                 yield Utterance(name, utterance.duration_s, text)
 
 
@@ -69,9 +69,8 @@ def start_run(recipe: Recipe, data: Path, exp: Path) -> RunSetup:
             "or choose another directory"
         )
     card = load_card(data)
-    tokenizer = train_tokenizer(
-        recipe.tokenizer, (cut_text(cut) for cut in read_cuts(_manifest(data, "train")))
-    )
+    texts = training_texts(read_cuts(_manifest(data, "train")), recipe.batches)
+    tokenizer = train_tokenizer(recipe.tokenizer, texts)
     info = RunInfo(
         data=str(data.resolve()),
         corpus=card.name,

@@ -26,24 +26,25 @@ def streaming() -> Recipe:
     return Recipe(
         name="digits LSTM transducer, streaming",
         features=FbankConfig(sample_rate=8000, num_mel_bins=40),
-        specaugment=SpecAugmentConfig(),
-        tokenizer=TokenizerConfig(kind="word"),
+        specaugment=SpecAugmentConfig(time_masks=2, max_time_width=12, max_freq_width=8),
+        tokenizer=TokenizerConfig(kind="char"),
         augment=AugmentConfig(
             speed=SpeedConfig(factors=(0.9, 1.0, 1.1), spread=0.04),
             volume=VolumeConfig(probability=0.5, gain_db=(-10, 6)),
             noise=NoiseConfig(probability=0.3, snr_db=(8, 30)),
             reverb=ReverbConfig(probability=0.1),
         ),
-        batches=BatchesConfig(max_duration_s=60, concatenate=ConcatenateConfig(max_parts=7, part_gain_db=3)),
+        batches=BatchesConfig(max_duration_s=40, concatenate=ConcatenateConfig(max_parts=7, part_gain_db=3)),
         network=TransducerConfig(
             encoder=LstmEncoderConfig(
                 hidden=256, layers=2, lookahead=4, dropout=0.2, subsampling=SubsamplingConfig(channels=128)
             ),
-            predictor=StatelessPredictorConfig(dim=64, context=1),
+            predictor=StatelessPredictorConfig(dim=128, context=3),
             joiner=JoinerConfig(dim=128),
+            loss=LossConfig(ctc=CtcLossConfig(weight=0.3)),
         ),
-        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=100),
-        training=TrainingConfig(epochs=40, keep_best=5),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100),
+        training=TrainingConfig(epochs=20, keep_best=5),
     )
 
 

@@ -28,7 +28,7 @@ from asr.data.augment import coloured_noise, rms
 from asr.errors import AsrError, DataError, MissingExtraError
 
 SAMPLE_RATE = 8000
-LICENCE = "generated; espeak-ng is GPL-3.0-or-later, its output is not covered by it"
+LICENCE = "none claimed; generated with espeak-ng (GPL-3.0-or-later software)"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TAKES = 50
 

@@ -18,7 +18,9 @@ ASR = str(Path(sys.executable).parent / "asr")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ASR, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [ASR, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple:
@@ -89,14 +91,24 @@ def test_formats(monkeypatch, capsys, make_model, recording: Path, form: str) ->
 def test_picture(monkeypatch, capsys, make_model, recording: Path, tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     code, _, err = call(
-        monkeypatch, capsys, "transcribe", recording, "--model", make_model(), "--stream", "--picture", picture
+        monkeypatch,
+        capsys,
+        "transcribe",
+        recording,
+        "--model",
+        make_model(),
+        "--stream",
+        "--picture",
+        picture,
     )
     assert code == 0
     assert str(picture) in err
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_bad_file_does_not_lose_the_others(monkeypatch, capsys, make_model, recording: Path, tmp_path) -> None:
+def test_one_bad_file_does_not_lose_the_others(
+    monkeypatch, capsys, make_model, recording: Path, tmp_path
+) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is not audio")
     model = make_model()
@@ -120,7 +132,9 @@ def test_one_bad_file_does_not_lose_the_others(monkeypatch, capsys, make_model, 
         (["info", "/no/model"], "expected a model directory"),
     ],
 )
-def test_errors_are_one_line_and_exit_non_zero(monkeypatch, capsys, arguments: list[str], message: str) -> None:
+def test_errors_are_one_line_and_exit_non_zero(
+    monkeypatch, capsys, arguments: list[str], message: str
+) -> None:
     code, _, err = call(monkeypatch, capsys, *arguments)
     assert code == 1
     assert message in err

@@ -247,7 +247,11 @@ def test_kaldi_directory_without_segments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "line", "reason"),
     [
-        ("wav.scp", "r2 touch {marker}; cat x.wav |", "wav.scp:2"),
+        (
+            "wav.scp",
+            "r2 touch {marker}; cat x.wav |",
+            "wav.scp:2: expected an audio file, found a shell command",
+        ),
         ("wav.scp", "r2", "wav.scp:2: expected KEY VALUE"),
         ("wav.scp", "r1 wav/r2.wav", "wav.scp:2: expected each key once"),
         ("wav.scp", "r9 wav/r2.wav", "r2 in wav.scp"),

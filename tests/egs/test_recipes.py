@@ -12,7 +12,11 @@ from asr.model_directory import ModelConfig, build_network
 from asr.train.recipe import Recipe
 
 EGS = Path(__file__).parents[2] / "egs"
-RECIPES = [f"{EGS / corpus / 'lstm.py'}:{name}" for corpus in ("digits", "yesno") for name in ("streaming", "bidirectional", "ctc")]
+RECIPES = [
+    f"{EGS / corpus / 'lstm.py'}:{name}"
+    for corpus in ("digits", "yesno")
+    for name in ("streaming", "bidirectional", "ctc")
+]
 
 
 @pytest.mark.parametrize("reference", RECIPES)
