@@ -93,7 +93,8 @@ def read_audio(
     path = Path(path)
     with _opened(path) as file:
         start, count = _segment(path, file, offset_s, duration_s)
-        target = sample_rate or file.samplerate
+        target = file.samplerate if sample_rate is None else sample_rate
+        check_rate(target, f"{path}: sample_rate asked for")
         seconds, most = count / file.samplerate, MAX_WHOLE_SAMPLES / target
         if seconds > most:
             raise AudioError(

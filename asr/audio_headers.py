@@ -85,7 +85,10 @@ def _wav_header(path: Path, file: BinaryIO, size: int) -> WavHeader:
     channels = sample_rate = 0
     long_size: int | None = None
     for _ in range(MAX_CHUNKS):
-        name, claimed = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+        head = file.read(8)
+        if len(head) < 8:
+            break
+        name, claimed = struct.unpack("<4sI", head)
         start = file.tell()
         if name == b"fmt ":
             channels, sample_rate = struct.unpack("<2xHI", file.read(8).ljust(8, b"\0"))
@@ -93,8 +96,6 @@ def _wav_header(path: Path, file: BinaryIO, size: int) -> WavHeader:
             long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
         elif name == b"data":
             return WavHeader(channels, sample_rate, start, _data_bytes(file, claimed, long_size, size))
-        elif start >= size:
-            break
         file.seek(start + claimed + claimed % 2)
     raise AudioError(f"{path}: truncated: a wav header without samples; copy or record it again")
 

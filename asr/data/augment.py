@@ -10,6 +10,7 @@ epoch of 2,520 digits has 3 s); cuts remain the unit of manifests.
   tempo, pitch and formants change together, as Kaldi does it;
 - noise at a signal-to-noise ratio, from recordings or generated with a power spectrum f^-a (a = 0 white,
   1 pink, 2 brown);
+- equalisation with a random smooth frequency response (Nam et al. 2022, "FilterAugment");
 - reverberation with measured impulse responses or generated ones: white noise with an exponential decay
   of 60 dB in T60 seconds (Polack's model) after a direct path. The direct path keeps its time and the
   signal its length, so that word times stay true.
@@ -25,7 +26,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import soxr
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from asr.audio import Samples, probe, read_audio
 from asr.config import Config
@@ -72,6 +73,16 @@ class NoiseConfig(Config):
     """At most this much noise is held in memory by each worker."""
 
 
+class EqualizerConfig(Config):
+    """A random smooth frequency response, as another microphone, room or vocal tract would give."""
+
+    probability: float = 0.0
+    gain_db: Range = (-12.0, 12.0)
+    """Gain at each knot."""
+    knots: int = Field(6, ge=2, le=64)
+    """Evenly spaced on the mel scale from 0 to half the sample rate; between them the gain in dB is linear."""
+
+
 class ReverbConfig(Config):
     """Reverberation."""
 
@@ -89,13 +100,15 @@ class AugmentConfig(Config):
     volume: VolumeConfig = VolumeConfig()
     noise: NoiseConfig = NoiseConfig()
     reverb: ReverbConfig = ReverbConfig()
+    equalizer: EqualizerConfig = EqualizerConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for section in (self.volume, self.noise, self.reverb):
+        for section in (self.volume, self.noise, self.reverb, self.equalizer):
             if not 0 <= section.probability <= 1:
                 raise ValueError(f"expected a probability in [0, 1], found {section.probability}")
-        ranges = (self.volume.gain_db, self.noise.snr_db, self.noise.exponent, self.reverb.t60_s)
+        ranges = [self.volume.gain_db, self.equalizer.gain_db, self.noise.snr_db, self.noise.exponent]
+        ranges += [self.reverb.t60_s]
         for low, high in (*ranges, self.reverb.direct_to_reverberant_db):
             if not low <= high:
                 raise ValueError(f"expected a range (low, high), found ({low}, {high})")
@@ -198,6 +211,26 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class Equalizer:
+    """Zero-phase filter whose gain in dB is drawn at mel-spaced knots; keeps length and level.
+
+    After FilterAugment (Nam et al. 2022, the linear variant), on the waveform instead of the features.
+    """
+
+    gain_db: Range
+    knots: int
+    sample_rate: int
+
+    def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
+        gains_db = rng.uniform(*self.gain_db, size=self.knots)
+        spectrum = np.fft.rfft(samples)
+        mel = np.log1p(np.linspace(0, self.sample_rate / 2, len(spectrum)) / 700)
+        response_db = np.interp(mel, np.linspace(0, mel[-1], self.knots), gains_db)
+        filtered = np.fft.irfft(spectrum * 10 ** (response_db / 20), len(samples)).astype(np.float32)
+        return filtered * np.float32(rms(samples) / max(rms(filtered), 1e-12))
+
+
+@dataclass(frozen=True)
 class Reverb:
     """Convolution with an impulse response from `draw(rng)`; keeps length, direct path and level."""
 
@@ -270,6 +303,9 @@ class Augmenter:
         chain: list[Transform] = []
         if config.reverb.probability > 0:
             chain.append(Maybe(_reverb(config.reverb, sample_rate), config.reverb.probability))
+        if (equalizer := config.equalizer).probability > 0:
+            filtering = Equalizer(equalizer.gain_db, equalizer.knots, sample_rate)
+            chain.append(Maybe(filtering, equalizer.probability))
         if config.noise.probability > 0:
             chain.append(Maybe(_noise(config.noise, sample_rate), config.noise.probability))
         if config.volume.probability > 0:
@@ -277,7 +313,7 @@ class Augmenter:
         return cls(config, Chain(chain))
 
     def __call__(self, samples: Samples, rng: np.random.Generator, speed: float = 1.0) -> Samples:
-        """Apply the drawn `speed`, then reverberation, noise and volume."""
+        """Apply the drawn `speed`, then reverberation, equaliser, noise and volume."""
         return self.chain(change_speed(samples, speed), rng)
 
 

@@ -30,7 +30,7 @@ class FbankState:
     """What a stream keeps between chunks; works with `asr.state`."""
 
     samples: Tensor
-    """(B, H) float32: the samples from the start of the next frame on."""
+    """(B, H) float32: the samples from the start of the next frame on; beyond `pending`, anything."""
     pending: Tensor
     """(B,) int64: how many of `samples` count, places kept for the reflected start included."""
     frames: Tensor
@@ -164,7 +164,7 @@ class Fbank(nn.Module):
         places = state.pending[:, None] + torch.arange(new, device=samples.device)
         signal.scatter_(1, places, samples)
         pending, seen = state.pending + sample_lengths, state.seen + sample_lengths
-        if self._left:
+        if self._left and bool((state.frames == 0).any()):
             self._reflect_start(signal, state.frames, seen)
         counts = self._whole_frames(pending)
         return self._step(signal, torch.zeros_like(counts), counts, pending, state.frames + counts, seen)

@@ -130,6 +130,7 @@ class LogMel(nn.Module):
         # 1 - preemphasis, of the single-precision number that Kaldi uses
         self._rest = 1.0 - float(torch.tensor(config.preemphasis, dtype=torch.float32))
 
+    @torch.inference_mode()  # temporaries only, and a tenth faster than no_grad; `output` stays as it was made
     def forward(self, runs: Sequence[Run], output: Tensor) -> None:
         """Write the features of all frames of `runs`, in order, into the rows of `output` (R, M) float32."""
         size = CPU_ROWS if output.device.type == "cpu" else GPU_ROWS

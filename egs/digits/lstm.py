@@ -5,12 +5,11 @@ Every function returns a Recipe: `asr train egs/digits/lstm.py:streaming --data 
 
 from __future__ import annotations
 
-from asr.features.specaugment import SpecAugmentConfig
-
 from asr.data.augment import AugmentConfig, NoiseConfig, ReverbConfig, SpeedConfig, VolumeConfig
 from asr.data.batches import BatchesConfig, ConcatenateConfig
 from asr.encoders import LstmEncoderConfig
 from asr.features.fbank import FbankConfig
+from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig

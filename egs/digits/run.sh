@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
 # Digit strings: prepare, train, decode, measure live, transcribe one recording live.
-# egs/digits/run.sh [--data-dir DIR] [--recipe streaming|bidirectional|ctc] [--exp DIR] [--stage N] [--stop-stage N]
+# egs/digits/run.sh [--data-dir DIR] [--split official|speakers] [--recipe streaming|bidirectional|ctc]
+#                   [--exp DIR] [--epochs N] [--stage N] [--stop-stage N]
 set -euo pipefail
-stage=1 stop_stage=5 data_dir="" recipe=streaming data="" exp="" split=official
+stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs=""
 while (($#)); do
   name=${1#--}; name=${name//-/_}
   if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
   printf -v "$name" %s "$2"; shift 2
 done
 here=$(dirname "${BASH_SOURCE[0]}")
-exp=${exp:-exp/digits-$recipe}
+exp=${exp:-exp/digits-$split-$recipe}
 data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }
+live() { run "$1" && [[ $recipe != bidirectional ]]; }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"} --split "$split"; fi
-if run 2; then asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile; fi
+if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile
+elif run 2; then
+  asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"}
+fi
 if run 3; then asr decode "$exp" --data test; fi
-if run 4 && [[ $recipe != bidirectional ]]; then asr decode "$exp" --data test --stream --threads 1; fi
-if run 5 && [[ $recipe != bidirectional ]]; then
-  recording=$(find "$data/strings/test" -name '*.wav' -size +40k | sort | head -n 1)
+if live 4; then asr decode "$exp" --data test --stream --threads 1; fi
+if live 5; then
+  recording=$(find "$data/strings/test" -type f -size +36k | sort | head -n 1)
   asr transcribe "$recording" --model "$exp" --stream --realtime --picture "$exp/live.png"
 fi

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Hebrew yes and no: prepare, train, decode, measure live.
-# egs/yesno/run.sh [--data-dir DIR] [--recipe streaming|bidirectional|ctc] [--exp DIR] [--stage N] [--stop-stage N]
+# egs/yesno/run.sh [--data-dir DIR] [--recipe streaming|bidirectional|ctc] [--exp DIR] [--epochs N]
+#                   [--stage N] [--stop-stage N]
 set -euo pipefail
-stage=1 stop_stage=4 data_dir="" recipe=streaming data="" exp=""
+stage=1 stop_stage=4 data_dir="" recipe=streaming exp="" data="" epochs=""
 while (($#)); do
   name=${1#--}; name=${name//-/_}
   if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
@@ -12,8 +13,12 @@ here=$(dirname "${BASH_SOURCE[0]}")
 exp=${exp:-exp/yesno-$recipe}
 data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }
+live() { run "$1" && [[ $recipe != bidirectional ]]; }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"}; fi
-if run 2; then asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile; fi
+if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile
+elif run 2; then
+  asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"}
+fi
 if run 3; then asr decode "$exp" --data test; fi
-if run 4 && [[ $recipe != bidirectional ]]; then asr decode "$exp" --data test --stream --threads 1; fi
+if live 4; then asr decode "$exp" --data test --stream --threads 1; fi

@@ -12,6 +12,7 @@ from asr.data.augment import (
     Augmenter,
     Chain,
     ConcatenateConfig,
+    Equalizer,
     Maybe,
     Noise,
     NoiseConfig,
@@ -186,3 +187,20 @@ def test_a_bank_without_sound_is_one_line(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(kind, values: dict) -> None:
     with pytest.raises(ValidationError, match="expected"):
         kind.model_validate(values)
+
+
+def test_equalizer_bends_the_spectrum_and_keeps_the_level() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal(8000).astype(np.float32)
+    filtered = Equalizer((-12.0, 12.0), knots=6, sample_rate=8000)(samples, np.random.default_rng(1))
+    assert len(filtered) == len(samples)
+    assert rms(filtered) == pytest.approx(rms(samples), rel=1e-4)
+    gain_db = 20 * np.log10(np.abs(np.fft.rfft(filtered)) / np.abs(np.fft.rfft(samples)))
+    drawn = np.random.default_rng(1).uniform(-12, 12, size=6)
+    mel = np.log1p(np.linspace(0, 4000, len(gain_db)) / 700)
+    expected = np.interp(mel, np.linspace(0, mel[-1], 6), drawn)
+    offset = gain_db - expected  # the level is restored by one gain for all frequencies
+    assert np.ptp(offset) < 0.01
+    assert np.ptp(drawn) > 3
+    flat = Equalizer((3.0, 3.0), knots=2, sample_rate=8000)(samples, rng)
+    np.testing.assert_allclose(flat, samples, atol=1e-4)

@@ -1,12 +1,19 @@
-"""Fbank against kaldi-native-fbank and torchaudio, and any chunking against the whole, bit for bit."""
+"""Fbank against kaldi-native-fbank and torchaudio, and any chunking against the whole, bit for bit.
+
+The tolerance of 1e-3 holds for signals with a noise floor, as 16-bit recordings have. In a filter 90 dB and
+more below the frame's loudest, as in high-passed speech, Kaldi's own single-precision error against float64
+is larger than that, so no tolerance against it makes sense there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import kaldi_native_fbank
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torchaudio.compliance.kaldi
 from hypothesis import given, settings
@@ -92,7 +99,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
         {},
         {"sample_rate": 8000, "num_mel_bins": 40},
         {"sample_rate": 22050, "num_mel_bins": 80},  # odd window, 551 samples
-        {"sample_rate": 44100, "num_mel_bins": 128, "low_freq": 0.0},
+        {"sample_rate": 44100, "low_freq": 0.0},
         {"num_mel_bins": 23, "low_freq": 100.0, "high_freq": -400.0},
         {"frame_length_ms": 32.0, "frame_shift_ms": 8.0, "preemphasis": 0.0},
         {"remove_dc_offset": False, "high_freq": 7000.0},
@@ -156,6 +163,18 @@ def test_kaldi_on_a_large_offset_and_full_scale() -> None:
         assert (whole(Fbank(config), samples) - kaldi(samples, config)).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("pattern", ["fsdd/recordings/7_*_3.wav", "yesno/waves_yesno/0_0_*.wav"])
+def test_kaldi_on_recordings(pattern: str) -> None:
+    files = sorted((Path(__file__).parents[3] / "shared" / "data").glob(pattern))[:6]
+    if not files:
+        pytest.skip(f"no recordings ../shared/data/{pattern} here")
+    for file in files:
+        samples, sample_rate = soundfile.read(file, dtype="float32")
+        config = FbankConfig(sample_rate=sample_rate, num_mel_bins=40)
+        found = whole(Fbank(config), torch.from_numpy(samples))
+        assert (found - kaldi(torch.from_numpy(samples), config)).abs().max() < TOLERANCE, file
+
+
 @EDGES
 def test_torchaudio(snip_edges: bool) -> None:
     samples = speech(24000, seed=2)
@@ -207,10 +226,10 @@ def test_chunks_beside_whole_blocks(threads: int, snip_edges: bool) -> None:
     """Chunks that end just before, at and after full blocks of frames; one and two threads."""
     config = FbankConfig(snip_edges=snip_edges)
     fbank = Fbank(config)
-    samples = speech(config.shift * (3 * CPU_ROWS + 5), seed=3)
+    samples = speech(config.shift * (2 * CPU_ROWS + 5), seed=3)
     expected = whole(fbank, samples)
     block = CPU_ROWS * config.shift
-    for size in (block - 1, block, block + 1, block + config.window, 2 * block, 640, 160, 16001):
+    for size in (block - 1, block, block + 1, block + config.window, 9001):
         assert torch.equal(streamed(fbank, samples, [size] * (len(samples) // size)), expected), size
 
 
@@ -350,6 +369,15 @@ def test_dither_is_seeded_and_fills_silence() -> None:
     assert not torch.equal(dithered(1), dithered(2))
     assert dithered(1).mean() > 0  # white noise of one 16-bit unit
     assert (silence == 0).all()
+
+
+def test_features_can_be_trained_on() -> None:
+    """They are ordinary tensors, which autograd may keep, and their state can be fed later."""
+    output = Fbank()(speech(3000)[None], torch.tensor([3000]), Fbank().initial_state(1))
+    weight = torch.ones(80, requires_grad=True)
+    (output.features * weight).sum().backward()
+    assert torch.equal(weight.grad, output.features.sum(dim=(0, 1)))
+    assert not any(leaf.is_inference() for leaf in states.leaves(output.state))
 
 
 def test_layouts_of_the_input() -> None:

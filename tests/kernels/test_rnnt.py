@@ -186,10 +186,14 @@ def test_matches_when_one_node_exceeds_a_piece(backend: str, monkeypatch: pytest
         agree(run(case, backend=backend), expected)
 
 
+@pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
-def test_half_precision_is_accumulated_in_float32(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_half_precision_is_accumulated_in_float32(
+    backend: str, dtype: torch.dtype, tolerance: float, offset: float
+) -> None:
     case = make(3, 20, 6, 17)
+    case = case._replace(logits=case.logits + offset)
     case = case._replace(logits=case.logits.to(dtype).double())
     losses, grad = run(case, dtype, backend=backend)
     assert rnnt_loss(case.logits.to(dtype), *case[1:], backend=backend).dtype == torch.float32

@@ -4,11 +4,11 @@
     python tools/bench/rnnt.py --threads 1 --shapes 8,300,60,500
 
 Each contestant must first agree with float64 or nothing is printed (float32 lattices, as the peers have
-them, are only good to about 1e-3 at these lengths; ours must be good to 1e-5). Times are medians and include the
-allocation of the gradient; memory is the peak resident size of one call above the size before it (VmHWM
-after a reset through /proc/self/clear_refs), as a multiple of the logits. Peers: torchaudio, if installed,
-and the plain vectorised PyTorch that one would write first (one anti-diagonal at a time, gradient by
-autograd), which costs what k2's C++ does.
+them, are only good to about 1e-3 at these lengths; ours must be good to 1e-5). Times are medians and
+include the allocation of the gradient; memory is the peak resident size of one call above the size before
+it (VmHWM after a reset through /proc/self/clear_refs), as a multiple of the logits. Peers: torchaudio, if
+installed, and the plain vectorised PyTorch that one would write first (one anti-diagonal at a time,
+gradient by autograd), which costs what k2's C++ does.
 """
 
 from __future__ import annotations

@@ -139,19 +139,20 @@ def _sum_exp(
         b, _, u = piece
         x = logits[piece]
         exp = buffer[: x.numel()].view(x.shape)
-        symbol_logits = x.gather(-1, symbols[b, None, u].expand(-1, x.shape[1], -1, -1)).to(exp.dtype)
         if read.shift is not None:
-            shift = x.amax(-1, keepdim=True)
-            read.shift[piece] = shift.squeeze(-1)
-            symbol_logits -= shift
-            torch.sub(x, shift, out=exp).exp_()
+            read.shift[piece] = x.amax(-1)
+            torch.sub(x, read.shift[piece].unsqueeze(-1), out=exp).exp_()
         elif x.dtype == exp.dtype:
             torch.exp(x, out=exp)
         else:
             exp.copy_(x).exp_()
         torch.sum(exp, -1, out=read.sums[piece])
         _reset_padding(read.sums, piece, frames, labels, 1.0)
-        read.symbol_logits[piece] = symbol_logits
+        # After exp has brought the piece into the cache: alone, each of these would wait for memory.
+        index = symbols[b, None, u].expand(-1, x.shape[1], -1, -1)
+        read.symbol_logits[piece] = x.gather(-1, index)
+    if read.shift is not None:
+        read.symbol_logits.sub_(read.shift.unsqueeze(-1))
 
 
 def _arcs(log_probs: Tensor, frames: Sequence[int], delay_penalty: float) -> lattice.Arcs:
