@@ -8,8 +8,11 @@ name the file or the flag that mends them.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +43,7 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected at most {MAX_YAML_BYTES} bytes of YAML, found more")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
@@ -63,14 +66,7 @@ def validate(values: dict[str, Any], kind: type[C], source: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown setting; remove it or check its spelling"
-        found = "" if first["type"] in {"missing", "value_error"} else f", found {first['input']!r}"
-        raise ConfigError(f"{source}: {where}: {message}{_one_line(found)}{more}") from error
+        raise _invalid(error, source, kind.__name__) from error
 
 
 def override(config: C, assignments: Sequence[str]) -> C:
@@ -88,9 +84,12 @@ def override(config: C, assignments: Sequence[str]) -> C:
                 raise ConfigError(f"--set {assignment}: there is no section {parent!r} in this configuration")
             node = child
         try:
-            node[last] = _scalar(text)
+            value = _scalar(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment}: cannot read the value: {_one_line(error)}") from error
+        if last == "kind" and node.get("kind", value) != value:
+            node.clear()  # another kind has other settings: begin with its defaults
+        node[last] = value
     return validate(values, type(config), source="--set")
 
 
@@ -105,12 +104,12 @@ def load_recipe(reference: str, kind: type[C]) -> C:
         )
     if not Path(file).is_file():
         raise ConfigError(f"{reference}: there is no file {file}")
-    functions = _recipe_functions(Path(file))
+    functions = _recipe_functions(Path(file), reference)
     if name not in functions:
         raise ConfigError(
             f"{reference}: {file} has no function {name!r}; it has {', '.join(sorted(functions))}"
         )
-    config = functions[name]()
+    config = _guarded(functions[name], reference)
     if not isinstance(config, kind):
         raise ConfigError(f"{reference}: expected a {kind.__name__}, found a {type(config).__name__}")
     return config
@@ -130,16 +129,40 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _recipe_functions(file: Path) -> dict[str, Callable[[], object]]:
-    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+def _recipe_functions(file: Path, reference: str) -> dict[str, Callable[[], object]]:
+    name = f"recipe_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return {
-        k: v for k, v in public.items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-    }
+    sys.modules[name] = module  # a recipe's own Config classes look their annotations up there
+    _guarded(partial(spec.loader.exec_module, module), reference)
+    public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    return {k: v for k, v in public.items() if inspect.isfunction(v) and v.__module__ == name}
+
+
+def _guarded(call: Callable[[], object], reference: str) -> object:
+    """Run a recipe's code; whatever it raises becomes one line."""
+    try:
+        return call()
+    except ConfigError:
+        raise
+    except ValidationError as error:
+        raise _invalid(error, reference, "settings") from error
+    except Exception as error:
+        raise ConfigError(f"{reference}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _invalid(error: ValidationError, source: str, name: str) -> ConfigError:
+    """The first of pydantic's complaints in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or name
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown setting; remove it or check its spelling"
+    found = "" if first["type"] in {"missing", "value_error"} else f", found {first['input']!r}"
+    return ConfigError(f"{source}: {where}: {message}{_one_line(found)}{more}")
 
 
 def _scalar(text: str) -> Any:

@@ -1,7 +1,8 @@
 """Recognise a test set and score it: `hyp.jsonl`, `wer.txt`, one summary line.
 
 Recordings are decoded in batches of similar length, or one by one as live audio, which also measures the
-delays of the words and the real-time factor. Hypotheses are written as they come: an interrupt keeps them.
+delays of the words and the real-time factor. Hypotheses are written as they come: an interrupt keeps them
+in `hyp.jsonl.part`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
 from asr.config import load_config
-from asr.data.manifests import CARD, cut_speaker, cut_text, load_card, read_cuts
+from asr.data.manifests import CARD, cut_speaker, cut_text, load_card, read_unique_cuts
 from asr.data.samples import load_samples
 from asr.errors import ManifestError
 from asr.lengths import seconds_to_samples
@@ -27,6 +29,7 @@ from asr.recognizer import Recognizer, Transcript, load
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
 from asr.score.wer import WerReport, score_pairs
+from asr.text.normalize import normalizer
 from asr.train.setup import RUN, RunInfo
 
 SHOWN_CONFUSIONS = 8
@@ -77,6 +80,7 @@ class Evaluation:
 def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | None = None) -> Evaluation:
     """Decode `data` (a split of the run's corpus, or a manifest) with the model in `exp`, and score it."""
     options = options or Options()
+    normalizer(options.normalization)  # a misspelt name must not be found out after an hour of decoding
     if options.threads:
         torch.set_num_threads(options.threads)
     recognizer = load(exp, options.device)
@@ -85,11 +89,17 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     name = manifest.name.removesuffix(".gz").removesuffix(".jsonl")
     out = out or exp / "decode" / (name if options.live_chunk_s is None else f"{name}-live")
     out.mkdir(parents=True, exist_ok=True)
-    cuts = list(read_cuts(manifest))
+    cuts = read_unique_cuts(manifest)
     started = _decode_live if options.live_chunk_s else _decode_batches
     decoded: list[Decoded] = []
     stats = StreamStats()
-    with (out / "hyp.jsonl").open("w", encoding="utf-8") as file, Progress(transient=True) as display:
+    console = Console(stderr=True)
+    (out / "wer.txt").unlink(missing_ok=True)  # a report must never stand beside other hypotheses
+    unfinished = out / "hyp.jsonl.part"
+    with (
+        unfinished.open("w", encoding="utf-8") as file,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as display,
+    ):
         task = display.add_task("decoding", total=len(cuts))
         for part in started(recognizer, cuts, options):
             for item in part.decoded:
@@ -97,6 +107,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
             decoded += part.decoded
             stats += part.stats
             display.advance(task, len(part.decoded))
+    unfinished.replace(out / "hyp.jsonl")
     report = score_pairs(
         {item.cut.id: cut_text(item.cut) for item in decoded},
         {item.cut.id: item.transcript.text for item in decoded},
@@ -126,7 +137,7 @@ def _decode_batches(recognizer: Recognizer, cuts: list[Any], options: Options) -
 def _decode_batch(recognizer: Recognizer, cuts: list[Any]) -> Part:
     samples = [load_samples(cut, recognizer.sample_rate) for cut in cuts]
     start = time.perf_counter()
-    transcripts = recognizer.transcribe_batch(samples)
+    transcripts = recognizer.transcribe_batch(samples, [cut.id for cut in cuts])
     stats = StreamStats().chunk(sum(t.duration_s for t in transcripts), time.perf_counter() - start)
     return Part([Decoded(cut, t, []) for cut, t in zip(cuts, transcripts, strict=True)], stats)
 

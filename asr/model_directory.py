@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from asr.config import Config, load_config, save_config, write_atomically
-from asr.errors import ModelError
+from asr.errors import ConfigError, ModelError
 from asr.features.fbank import FbankConfig
 from asr.search import SearchConfig
 from asr.text.tokenizer import Tokenizer, load_tokenizer
@@ -51,7 +52,8 @@ class LoadedModel(NamedTuple):
 def build_network(config: ModelConfig) -> Transducer:
     """The untrained network that `config` describes."""
     features = config.features
-    shift_s = features.frame_shift_ms / 1000
+    # Not frame_shift_ms: at 22,050 Hz 10 ms are 220 samples, 9.977 ms, and an hour would drift by 8 s.
+    shift_s = features.shift / features.sample_rate
     return Transducer(config.network, features.num_mel_bins, config.vocab_size, shift_s)
 
 
@@ -88,15 +90,32 @@ def load_model(directory: Path | str, device: str | torch.device = "cpu") -> Loa
         )
     network = build_network(config)
     load_weights(network, directory / WEIGHTS)
-    return LoadedModel(config, network.to(device).eval(), tokenizer)
+    return LoadedModel(config, network.to(check_device(device)).eval(), tokenizer)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; raises ModelError naming it."""
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    return weights
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """The device of this name; raises ConfigError if there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name}: not usable here ({reason}); cpu always is") from error
+    return device
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Fill `network` from a safetensors file; raises ModelError if names or shapes differ."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    weights = read_weights(path)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:

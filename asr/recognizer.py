@@ -14,8 +14,9 @@ once and flushed; for models that cannot stream (bidirectional) the whole record
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -78,7 +79,13 @@ class Event:
     """News from a live stream: the transcript has changed, or is final."""
 
     kind: Literal["partial", "final"]
-    transcript: Transcript
+    make: Callable[[], Transcript]
+    """Makes the transcript; called once, and only if somebody looks."""
+
+    @cached_property
+    def transcript(self) -> Transcript:
+        """All that was recognised since the stream began, with times."""
+        return self.make()
 
     @property
     def text(self) -> str:
@@ -114,7 +121,8 @@ class Recognizer:
     def __init__(self, model: LoadedModel, search: SearchConfig | None = None) -> None:
         self.config, self.network, self.tokenizer = model
         self.device = next(self.network.parameters()).device
-        self.fbank = Fbank(self.config.features).to(self.device)
+        # Dither is for training: the same recording must give the same words.
+        self.fbank = Fbank(self.config.features.model_copy(update={"dither": 0.0})).to(self.device)
         self.search = build_search(search or self.config.search, self.network)
 
     @property
@@ -137,28 +145,33 @@ class Recognizer:
 
         Files of any length are read in blocks. Raises AudioError naming the file.
         """
+        name = str(source) if isinstance(source, str | Path) else "array"
+        blocks = self._blocks(source, sample_rate or self.sample_rate)
+        if self.streaming:
+            session = Session(self, self.sample_rate, name)
+            for block in blocks:
+                session.feed(block)
+            return session.finish()[-1].transcript
         if isinstance(source, str | Path):
-            if self.streaming:
-                session = Session(self, self.sample_rate, name=str(source))
-                for block in audio_blocks(source, self.sample_rate, BLOCK_S):
-                    session.feed(block)
-                return session.finish()[-1].transcript
-            self._check_whole(probe(source).duration_s, str(source))
-            samples = np.concatenate(list(audio_blocks(source, self.sample_rate, BLOCK_S)))
-        else:
-            rate = sample_rate or self.sample_rate
-            resampler = Resampler(rate, self.sample_rate)
-            samples = np.concatenate([resampler.feed(as_float(source, "array")), resampler.flush()])
-        return self.transcribe_batch([samples])[0]
+            self._check_whole(probe(source).duration_s, name)
+        samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+        return self.transcribe_batch([samples], [name])[0]
 
-    def transcribe_batch(self, recordings: Sequence[Samples]) -> list[Transcript]:
-        """Transcribe several recordings (N,) float32 at the model's rate at once."""
-        if not recordings:
+    def transcribe_batch(
+        self, recordings: Sequence[npt.NDArray[Any]], names: Sequence[str] | None = None
+    ) -> list[Transcript]:
+        """Transcribe several recordings (N,), float in -1..1 or int16, at the model's rate at once.
+
+        `names` go into error messages. Raises AudioError for samples that are not finite, or too many.
+        """
+        names = names or [f"recording {i}" for i in range(len(recordings))]
+        checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
+        if not checked:
             return []
-        lengths = torch.tensor([len(samples) for samples in recordings])
-        padded = torch.zeros(len(recordings), int(lengths.max()))
-        for row, samples in zip(padded, recordings, strict=True):
-            self._check_whole(len(samples) / self.sample_rate, "array")
+        lengths = torch.tensor([len(samples) for samples in checked])
+        padded = torch.zeros(len(checked), int(lengths.max()))
+        for row, samples, name in zip(padded, checked, names, strict=True):
+            self._check_whole(len(samples) / self.sample_rate, name)
             row[: len(samples)] = torch.from_numpy(samples)
         with torch.inference_mode():
             features, feature_lengths, _ = self.fbank(padded.to(self.device), lengths.to(self.device))
@@ -228,6 +241,17 @@ class Recognizer:
         duration_s = samples_to_seconds(samples, self.sample_rate)
         return Transcript(self.tokenizer.decode(ids), words, timed, duration_s, truncated)
 
+    def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
+        """A file, or an array at `sample_rate`, in blocks at the model's rate."""
+        if isinstance(source, str | Path):
+            yield from audio_blocks(source, self.sample_rate, BLOCK_S)
+            return
+        samples, size = as_float(source, "array"), seconds_to_samples(BLOCK_S, sample_rate)
+        resampler = Resampler(sample_rate, self.sample_rate)
+        for start in range(0, len(samples), size):
+            yield resampler.feed(samples[start : start + size])
+        yield resampler.flush()
+
     def _check_whole(self, duration_s: float, name: str) -> None:
         if duration_s > MAX_WHOLE_S:
             raise AudioError(
@@ -274,7 +298,7 @@ class Session:
         self._tokens += result.tokens[0]
         self._truncated += result.truncated[0]
         self._state = None
-        return [Event("final", self.transcript())]
+        return [self._event("final")]
 
     def transcript(self) -> Transcript:
         """All that was recognised so far."""
@@ -298,7 +322,12 @@ class Session:
         self._waiting, self._waiting_samples = [], 0
         self._tokens += tokens[0]
         self._truncated += truncated[0]
-        return [Event("partial", self.transcript())] if tokens[0] else []
+        return [self._event("partial")] if tokens[0] else []
+
+    def _event(self, kind: Literal["partial", "final"]) -> Event:
+        """The stream as it is now. Over hours, making the text at every step would cost more than hearing."""
+        count, heard, truncated = len(self._tokens), self._heard, self._truncated
+        return Event(kind, lambda: self._recognizer.transcript(self._tokens[:count], heard, truncated))
 
 
 def as_float(samples: npt.NDArray[Any], name: str) -> Samples:

@@ -97,10 +97,12 @@ class Transducer(nn.Module):
             total = total + config.transducer.weight * transducer
         if self.ctc is not None:
             ctc = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.blank)
-            total = total + config.ctc.weight * ctc
+            # Beside a transducer CTC only helps: where it has no path it must not cost the utterance.
+            total = total + config.ctc.weight * (
+                ctc.masked_fill(ctc == torch.inf, 0.0) if transducer is not None else ctc
+            )
         return Losses(total, transducer, ctc)
 
     def frames_needed(self, target: Sequence[int]) -> int:
-        """Fewest encoder frames that every head of this model can align `target` to."""
-        needed = transducer_frames_needed(len(target)) if self.has_transducer else 0
-        return max(needed, ctc_frames_needed(target) if self.ctc is not None else 0)
+        """Fewest encoder frames from which `target` can be trained; an auxiliary CTC head asks for none."""
+        return transducer_frames_needed(len(target)) if self.has_transducer else ctc_frames_needed(target)

@@ -59,9 +59,8 @@ def main() -> None:
             raise
         print(f"asr: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:  # `asr ... | head`: the reader has seen enough
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("asr: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # full disks, directories that may not be written, ...
+        if debug:
+            raise
+        print(f"asr: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -26,6 +26,7 @@ def train(
         typer.Option("--set", help="Override a setting, e.g. optimizer.lr=1e-3; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --exp.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
     """Train a model. Ctrl-C saves and prints the command that goes on."""
@@ -34,7 +35,9 @@ def train(
     from asr.train.loop import train as run
     from asr.train.recipe import Recipe
 
-    if resume and (recipe or data or settings):
-        raise ConfigError("--resume goes on with the recipe and data of the run: give only --exp")
+    if resume and (recipe or settings):
+        raise ConfigError(
+            "--resume goes on with the recipe of the run: give only --exp (and --data if it moved)"
+        )
     chosen = override(load_recipe(recipe, Recipe), settings or []) if recipe else None
-    run(chosen, data, exp, resume=resume, profile=profile)
+    run(chosen, data, exp, resume=resume, profile=profile, device=device)

@@ -36,8 +36,9 @@ def transcribe(
     from asr.errors import AsrError, ConfigError
     from asr.recognizer import load
 
-    if picture and len(files) != 1:
-        raise ConfigError(f"--picture draws one recording, found {len(files)} files; give one")
+    if len(files) > 1 and (picture or format in {"srt", "vtt"}):
+        option = "--picture" if picture else f"--format {format}"
+        raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
     if threads:
         import torch
 
@@ -65,14 +66,14 @@ def _live(recognizer: Recognizer, file: Path, chunk_ms: float, realtime: bool) -
     """Feed a file as live audio; partial results as they change."""
     from asr.live import feed_file
 
-    shown = ""
-    transcript = None
-    for update in feed_file(recognizer, file, chunk_ms / 1000, realtime=realtime):
-        transcript = update.transcript
-        if update.transcript.text != shown:
-            shown = update.transcript.text
-            print(f"[{update.heard_s:7.2f} s] {shown}", file=sys.stderr, flush=True)
-    assert transcript is not None
+    transcript = recognizer.stream().transcript()
+    try:
+        for update in feed_file(recognizer, file, chunk_ms / 1000, realtime=realtime):
+            if update.transcript.text != transcript.text:
+                print(f"[{update.heard_s:7.2f} s] {update.transcript.text}", file=sys.stderr, flush=True)
+            transcript = update.transcript
+    except KeyboardInterrupt:
+        print(f"asr: {file}: interrupted; this is what was heard", file=sys.stderr)
     return transcript
 
 

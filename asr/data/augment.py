@@ -80,7 +80,7 @@ class EqualizerConfig(Config):
     gain_db: Range = (-12.0, 12.0)
     """Gain at each knot."""
     knots: int = Field(6, ge=2, le=64)
-    """Evenly spaced on the mel scale from 0 to half the sample rate; between them the gain in dB is linear."""
+    """Evenly spaced in mel from 0 to half the sample rate; between them the gain in dB is linear."""
 
 
 class ReverbConfig(Config):
@@ -222,6 +222,7 @@ class Equalizer:
     sample_rate: int
 
     def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
+        """Filter with a newly drawn response."""
         gains_db = rng.uniform(*self.gain_db, size=self.knots)
         spectrum = np.fft.rfft(samples)
         mel = np.log1p(np.linspace(0, self.sample_rate / 2, len(spectrum)) / 700)

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +78,16 @@ def read_cuts(path: Path | str) -> CutSet:
     if not cuts:
         raise ManifestError(f"{path}: expected at least one cut, found none")
     return CutSet(cuts)
+
+
+def read_unique_cuts(path: Path | str) -> list[Any]:
+    """All cuts of a manifest; raises ManifestError if an id stands for two, since results go by id."""
+    cuts = list(read_cuts(path))
+    repeated = [name for name, count in Counter(cut.id for cut in cuts).items() if count > 1]
+    if repeated:
+        shown = ", ".join(repeated[:5])
+        raise ManifestError(f"{path}: {len(repeated)} cut ids stand for several cuts ({shown}); rename them")
+    return cuts
 
 
 def write_cuts(cuts: Iterable[Any], path: Path | str) -> None:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from asr.errors import StreamingError
 from asr.lengths import padding_mask
+from asr.state import batch_size
 
 
 class EncoderOutput(NamedTuple):
@@ -82,7 +83,7 @@ class Encoder(nn.Module, ABC):
         """
         if state is None:
             # Whatever stands behind a shorter utterance in the batch must not differ from its flush.
-            x = x * padding_mask(x_lengths, x.shape[1])[:, :, None]
+            x = x.masked_fill(~padding_mask(x_lengths, x.shape[1])[:, :, None], 0.0)
             x = functional.pad(x, (0, 0, 0, self.flush_frames))
             x_lengths = x_lengths + self.flush_frames
         else:
@@ -120,6 +121,4 @@ class Encoder(nn.Module, ABC):
     @staticmethod
     def batch_of(state: Any) -> int:
         """Number of streams in `state`."""
-        from asr.state import batch_size
-
         return batch_size(state)

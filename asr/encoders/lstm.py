@@ -10,11 +10,12 @@ unidirectional encoder sees. The bidirectional encoder sees everything and canno
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.config import Config
@@ -126,17 +127,21 @@ class LstmEncoder(Encoder):
         return y
 
 
+class _LayerOutput(NamedTuple):
+    y: Tensor
+    hidden: Tensor
+    cell: Tensor
+
+
 def _first(outputs: tuple[Tensor, object]) -> Tensor:
     return outputs[0]
 
 
-def _chunk(
-    lstm: nn.Module, x: Tensor, x_lengths: Tensor, hidden: Tensor, cell: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(lstm: nn.Module, x: Tensor, x_lengths: Tensor, hidden: Tensor, cell: Tensor) -> _LayerOutput:
     """One layer over the next chunk; streams advance by their own x_lengths, which may be 0."""
     longest = int(x_lengths.max())
     if longest == 0:
-        return x.new_zeros(x.shape), hidden, cell
+        return _LayerOutput(x.new_zeros(x.shape), hidden, cell)
     start = (hidden[None].contiguous(), cell[None].contiguous())
     if bool((x_lengths == longest).all()):
         y, (h, c) = lstm(x[:, :longest], start)
@@ -149,5 +154,5 @@ def _chunk(
         y, _ = pad_packed_sequence(packed_y, batch_first=True)
         moved = (x_lengths > 0)[None, :, None]
         h, c = torch.where(moved, h, start[0]), torch.where(moved, c, start[1])
-    y = torch.nn.functional.pad(y, (0, 0, 0, x.shape[1] - y.shape[1]))
-    return y, h[0], c[0]
+    y = functional.pad(y, (0, 0, 0, x.shape[1] - y.shape[1]))
+    return _LayerOutput(y, h[0], c[0])

@@ -10,9 +10,10 @@ Both give ceil(T / f) frames once the tail of f - 1 frames has been flushed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from asr.config import Config
@@ -27,8 +28,18 @@ class SubsamplingConfig(Config):
     """`conv`: convolutions of stride 2; `stack`: frame stacking."""
     factor: Literal[1, 2, 4, 8] = 4
     """Feature frames per encoder frame."""
-    channels: int = 128
+    channels: int = Field(128, ge=1)
     """Width between the convolutions."""
+
+
+class SubsamplingOutput(NamedTuple):
+    """Frames after time reduction."""
+
+    y: Tensor
+    """(B, T', output_dim)."""
+    y_lengths: Tensor
+    """(B,) int64."""
+    state: tuple[WindowState, ...] | None
 
 
 class Subsampling(nn.Module):
@@ -47,15 +58,15 @@ class Subsampling(nn.Module):
 
     def forward(
         self, x: Tensor, x_lengths: Tensor, state: tuple[WindowState, ...] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[WindowState, ...] | None]:
-        """Whole signals with `state` None, else the next chunk; returns y, y_lengths and the new state."""
+    ) -> SubsamplingOutput:
+        """Whole signals with `state` None, else the next chunk."""
         states: list[WindowState] = []
         for i, layer in enumerate(self.layers):
             out: ConvolutionOutput = layer(x, x_lengths, None if state is None else state[i])
             x, x_lengths = torch.relu(out.y), out.y_lengths
             if out.state is not None:
                 states.append(out.state)
-        return x, x_lengths, None if state is None else tuple(states)
+        return SubsamplingOutput(x, x_lengths, None if state is None else tuple(states))
 
     def initial_state(
         self, batch: int, device: torch.device | None, dtype: torch.dtype

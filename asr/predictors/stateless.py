@@ -7,6 +7,7 @@ influence it, so hypotheses with equal last labels share their predictor output.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,8 @@ class StatelessPredictor(Predictor):
         super().__init__()
         self.output_dim, self.blank, self.context = config.dim, blank, config.context
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        self.mix = nn.Conv1d(config.dim, config.dim, config.context, groups=max(1, config.dim // 4))
+        groups = config.dim // math.gcd(config.dim, 4)  # four channels mix, as far as the width divides
+        self.mix = nn.Conv1d(config.dim, config.dim, config.context, groups=groups)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, labels: Tensor, state: StatelessState) -> PredictorOutput:

@@ -4,10 +4,11 @@
 
     checkpoints/step-000120/
         model.safetensors       weights and feature statistics
-        optimizer.safetensors   AdamW's moments, and the random generator's state
+        optimizer.safetensors   AdamW's moments, and the random generators' states
         progress.json           step, epoch, place in the data, dev WER
 
-A checkpoint is written into a hidden directory, synced and renamed: one that is there is whole.
+A checkpoint is written into a hidden directory, synced and renamed, and hidden again before it is deleted:
+one that is there is whole.
 """
 
 from __future__ import annotations
@@ -16,34 +17,41 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asr.config import write_atomically
 from asr.errors import ModelError, TrainingError
-from asr.model_directory import WEIGHTS, load_weights
+from asr.model_directory import WEIGHTS, load_weights, read_weights
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+PREFIX = "step-"
+CPU_RANDOM, CUDA_RANDOM = "random", "random.cuda"
 
 
-@dataclass
-class Progress:
+class Progress(BaseModel):
     """Where training is."""
+
+    model_config = ConfigDict(extra="forbid")
 
     step: int = 0
     """Optimiser steps done."""
     epoch: int = 0
     """Epochs completed."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = {}
     """Where the batches stand (Batches.state_dict)."""
     total_steps: int = 0
     """Length of the schedule, fixed when training began."""
+    heard_s: float = 0.0
+    """Seconds of speech trained on."""
+    spent_s: float = 0.0
+    """Seconds that training took, validation left out."""
     dev_wer: float | None = None
     """Word error rate on dev at this checkpoint, if it was measured."""
 
@@ -53,37 +61,43 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint under `directory` and return its path.
 
-    Where this step was saved before, the weights are the same and only the progress is written again.
+    Where this step was saved before, the weights are the same: only a dev WER is added.
     """
-    final = directory / f"step-{progress.step:06d}"
-    content = json.dumps(asdict(progress), indent=1).encode()
+    final = directory / f"{PREFIX}{progress.step:06d}"
+    content = progress.model_dump_json(indent=1).encode()
     if final.exists():
-        write_atomically(final / PROGRESS, content)
+        if progress.dev_wer is not None:
+            write_atomically(final / PROGRESS, content)
         return final
-    aside = directory / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_contiguous(network.state_dict()), aside / WEIGHTS)
-    save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER)
-    write_atomically(aside / PROGRESS, content)
-    for file in aside.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    aside.rename(final)
+    aside = directory / f".{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
+    try:
+        aside.mkdir(parents=True)
+        save_file(_contiguous(network.state_dict()), aside / WEIGHTS)
+        save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER)
+        write_atomically(aside / PROGRESS, content)
+        for file in aside.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        aside.rename(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk every byte counts
+        raise
     return final
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights, moments and random state; raises ModelError naming the file."""
+    """Restore weights, moments and random states; raises ModelError naming the file."""
     load_weights(network, path / WEIGHTS)
     try:
         tensors = load_file(path / OPTIMIZER)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path / OPTIMIZER}: not readable ({error}); resume from another checkpoint"
-        ) from error
-    torch.set_rng_state(tensors.pop("random"))
-    _restore_optimizer(optimizer, tensors, path / OPTIMIZER)
+        torch.set_rng_state(tensors.pop(CPU_RANDOM))
+        cuda = tensors.pop(CUDA_RANDOM, None)
+        if cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda)
+        _restore_optimizer(optimizer, tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise ModelError(f"{path / OPTIMIZER}: not readable ({error}); {_way_out(path)}") from error
     return read_progress(path)
 
 
@@ -91,14 +105,16 @@ def read_progress(path: Path) -> Progress:
     """Where training was at the checkpoint `path`; raises ModelError."""
     file = path / PROGRESS
     try:
-        return Progress(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{file}: not a checkpoint's progress ({error}); resume from another one") from error
+        return Progress.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{file}: not a checkpoint's progress ({reason}); {_way_out(path)}") from error
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """All whole checkpoints, oldest first."""
-    return sorted(directory.glob("step-*"))
+    found = [path for path in directory.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def latest(directory: Path) -> Path:
@@ -121,16 +137,22 @@ def prune(directory: Path, keep_best: int) -> None:
     kept = {*best(directory, keep_best), *checkpoints(directory)[-1:]}
     for path in checkpoints(directory):
         if path not in kept:
-            shutil.rmtree(path)
+            hidden = path.with_name(f".{path.name}")
+            path.rename(hidden)
+            shutil.rmtree(hidden)
 
 
 def average(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the weights of several checkpoints, accumulated in float64."""
+    """Mean of the weights of several checkpoints, accumulated in float64; raises ModelError."""
     total: dict[str, Tensor] = {}
     for path in paths:
-        for name, tensor in load_file(path / WEIGHTS).items():
+        for name, tensor in read_weights(path / WEIGHTS).items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
     return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
+
+
+def _way_out(path: Path) -> str:
+    return f"delete {path} to resume from the checkpoint before it"
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -138,15 +160,17 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter index, and the generator's state beside it."""
-    tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    """AdamW's state by parameter index, and the generators' states beside it."""
+    tensors: dict[str, Tensor] = {CPU_RANDOM: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors[CUDA_RANDOM] = torch.cuda.get_rng_state()
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
     return tensors
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], file: Path) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
@@ -154,7 +178,5 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     groups = optimizer.state_dict()["param_groups"]
     parameters = [index for group in groups for index in group["params"]]
     if state and sorted(state) != parameters:
-        raise ModelError(
-            f"{file}: belongs to another network ({len(state)} parameters, expected {len(parameters)})"
-        )
+        raise ValueError(f"{len(state)} parameters of another network, expected {len(parameters)}")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -28,14 +28,14 @@ class Environment(Config):
     hardware: str
 
 
-def describe_environment() -> Environment:
+def describe_environment(device: torch.device) -> Environment:
     """Ask git, the packages and the machine; never fails."""
     return Environment(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=_commit(),
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
-        hardware=_hardware(),
+        hardware=_hardware(device),
     )
 
 
@@ -60,8 +60,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _hardware() -> str:
+def _hardware(device: torch.device) -> str:
     cpu = f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} ({cpu})"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({cpu})"
     return cpu

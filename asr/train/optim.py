@@ -7,13 +7,15 @@ for AdamW; the exclusion is common practice).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from asr.config import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
@@ -26,7 +28,7 @@ class OptimizerConfig(Config):
     final_lr: float = Field(0.02, ge=0, le=1)
     """Learning rate at the end, as a share of `lr`."""
     weight_decay: float = Field(1e-2, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:

@@ -1,31 +1,33 @@
-"""Before the first step: is every utterance long enough, and what will training cost?"""
+"""Before the first step: is every utterance long enough, and what will training cost?
+
+The statistics of the features are measured on the way, over the first batches of training.
+"""
 
 from __future__ import annotations
 
+import heapq
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
+
+from torch import Tensor
 
 from asr.data.batches import Batch
 from asr.errors import TrainingError
-from asr.features.fbank import FbankConfig
-from asr.lengths import frame_count, seconds_to_samples, subsampled
+from asr.features.fbank import FbankConfig, feature_count
+from asr.lengths import seconds_to_samples, subsampled
 from asr.text.tokenizer import Tokenizer
 from asr.train.metrics import Stopwatch
+from asr.train.setup import RunSetup, Utterance
 from asr.train.step import train_batch
 from asr.transducer import Transducer
 
 SHOWN_IDS = 5
-
-
-class Utterance(NamedTuple):
-    """What the length check needs to know of an utterance."""
-
-    id: str
-    duration_s: float
-    """As it is trained on: joined with others, sped up."""
-    text: str
+NORM_BATCHES = 50
+"""Batches from which the feature statistics are measured: enough for means to three digits."""
+TRIAL_BATCHES = 3
 
 
 class Cost(NamedTuple):
@@ -38,17 +40,35 @@ class Cost(NamedTuple):
     """Largest memory of the process so far."""
 
 
+def preflight(setup: RunSetup) -> Cost:
+    """Check lengths, measure the feature statistics into the network, and the cost of the largest batches.
+
+    Raises TrainingError naming utterances that are too short for their text.
+    """
+    refuse_too_short(setup.utterances(), setup.recipe.features, setup.tokenizer, setup.network)
+    largest: list[tuple[int, int, Batch]] = []
+
+    def features() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(islice(setup.unmasked(), NORM_BATCHES)):
+            nodes = batch.features.shape[0] * batch.features.shape[1] * (batch.targets.shape[1] + 1)
+            heapq.heappush(largest, (nodes, number, batch))
+            if len(largest) > TRIAL_BATCHES:
+                heapq.heappop(largest)
+            yield batch.features, batch.feature_lengths
+
+    setup.network.norm.measure(features())
+    batches = [batch for _, _, batch in largest]
+    return measure_cost(batches, setup.network.train(), setup.recipe.training.precision)
+
+
 def refuse_too_short(
     utterances: Iterable[Utterance], features: FbankConfig, tokenizer: Tokenizer, network: Transducer
 ) -> None:
     """Raise TrainingError naming the utterances with fewer encoder frames than their labels need."""
-    window = seconds_to_samples(features.frame_length_ms / 1000, features.sample_rate)
-    shift = seconds_to_samples(features.frame_shift_ms / 1000, features.sample_rate)
     bad: list[str] = []
     for utterance in utterances:
         samples = seconds_to_samples(utterance.duration_s, features.sample_rate)
-        frames = frame_count(samples, window, shift, features.snip_edges)
-        frames = subsampled(frames, network.encoder.subsampling)
+        frames = subsampled(feature_count(samples, features), network.encoder.subsampling)
         needed = network.frames_needed(tokenizer.encode(utterance.text, utterance.id))
         if frames < needed:
             bad.append(f"{utterance.id} ({frames} of {needed})")

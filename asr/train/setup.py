@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from asr.config import Config, load_config, save_config
-from asr.data.batches import Batches, join_texts, training_texts
-from asr.data.manifests import cut_text, load_card, read_cuts
+from asr.data.batches import Batches, training_texts
+from asr.data.manifests import cut_text, load_card, read_unique_cuts
 from asr.errors import ManifestError, TrainingError
 from asr.features.fbank import Fbank
 from asr.features.specaugment import SpecAugment
 from asr.model_directory import ModelConfig, build_network
 from asr.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from asr.train.checkpoint import checkpoints
 from asr.train.environment import Environment, describe_environment
-from asr.train.preflight import Utterance
 from asr.train.recipe import Recipe
 from asr.transducer import Transducer
 
-RECIPE, RUN = "recipe.yaml", "run.yaml"
+RECIPE, RUN, CHECKPOINTS = "recipe.yaml", "run.yaml", "checkpoints"
 
 
 class RunInfo(Config):
@@ -32,6 +33,15 @@ class RunInfo(Config):
     corpus: str
     synthetic: bool
     environment: Environment
+
+
+class Utterance(NamedTuple):
+    """What the length check needs to know of an utterance."""
+
+    id: str
+    duration_s: float
+    """At its shortest."""
+    text: str
 
 
 @dataclass(frozen=True)
@@ -52,44 +62,52 @@ class RunSetup:
         return " on SYNTHETIC speech" if self.info.synthetic else ""
 
     def utterances(self) -> Iterator[Utterance]:
-        """The utterances of the first epoch as they will be joined and sped up, for the pre-flight."""
-        cuts = self.batches.cuts
-        for plan in self.batches.plans():
-            for utterance in plan.utterances:
-                parts = [cuts[i] for i in utterance.parts]
-                name, text = "+".join(cut.id for cut in parts), join_texts(cut_text(cut) for cut in parts)
-                yield Utterance(name, utterance.duration_s, text)
+        """Every training and dev recording at its shortest, for the pre-flight."""
+        speed, concatenate = self.recipe.augment.speed, self.recipe.batches.concatenate
+        fastest = max(speed.factors) * (1 + speed.spread)
+        edges_s = 2 * concatenate.edge_s[0] if concatenate.active else 0.0
+        for cut in self.batches.cuts:
+            yield Utterance(cut.id, (cut.duration + edges_s) / fastest, cut_text(cut))
+        for cut in self.dev.cuts:
+            yield Utterance(cut.id, cut.duration, cut_text(cut))
+
+    def unmasked(self) -> Batches:
+        """Training batches without SpecAugment, whose masks would bias statistics; made in this process."""
+        return _training_batches(self.recipe, self.batches.cuts, self.tokenizer, masked=False)
 
 
-def start_run(recipe: Recipe, data: Path, exp: Path) -> RunSetup:
+def start_run(recipe: Recipe, data: Path, exp: Path, device: torch.device) -> RunSetup:
     """A new run in `exp`; raises TrainingError if there is one already."""
-    if (exp / RECIPE).exists():
+    if checkpoints(exp / CHECKPOINTS):
         raise TrainingError(
             f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
             "or choose another directory"
         )
     card = load_card(data)
-    texts = training_texts(read_cuts(_manifest(data, "train")), recipe.batches)
-    tokenizer = train_tokenizer(recipe.tokenizer, texts)
+    tokenizer = train_tokenizer(recipe.tokenizer, training_texts(_cuts(data, "train"), recipe.batches))
     info = RunInfo(
         data=str(data.resolve()),
         corpus=card.name,
         synthetic=card.synthetic,
-        environment=describe_environment(),
+        environment=describe_environment(device),
     )
     setup = _build(recipe, info, tokenizer)
     exp.mkdir(parents=True, exist_ok=True)
     tokenizer.save(exp)
     save_config(info, exp / RUN)
-    save_config(recipe, exp / RECIPE)  # last: its presence says that the rest is there
+    save_config(recipe, exp / RECIPE)
     return setup
 
 
-def resume_run(exp: Path) -> RunSetup:
-    """The run in `exp` again; raises TrainingError if there is none."""
-    if not (exp / RECIPE).is_file():
-        raise TrainingError(f"{exp}: no run to resume here (no {RECIPE}); start one without --resume")
-    return _build(load_config(exp / RECIPE, Recipe), load_config(exp / RUN, RunInfo), load_tokenizer(exp))
+def resume_run(exp: Path, data: Path | None = None) -> RunSetup:
+    """The run in `exp` again, its corpus now in `data` if given; raises TrainingError if there is none."""
+    if not checkpoints(exp / CHECKPOINTS):
+        raise TrainingError(f"{exp}: no run to resume here (no {CHECKPOINTS}); start one without --resume")
+    info = load_config(exp / RUN, RunInfo)
+    if data is not None:
+        info = info.model_copy(update={"data": str(data.resolve())})
+        save_config(info, exp / RUN)
+    return _build(load_config(exp / RECIPE, Recipe), info, load_tokenizer(exp))
 
 
 def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
@@ -101,27 +119,26 @@ def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
         vocab_size=tokenizer.vocab_size,
         synthetic=info.synthetic,
     )
-    fbank = Fbank(recipe.features)
     data = Path(info.data)
-    training = Batches(
-        read_cuts(_manifest(data, "train")),
-        recipe.batches,
-        fbank,
-        tokenizer,
-        recipe.augment,
-        SpecAugment(recipe.specaugment),
-        training=True,
-    )
+    training = _training_batches(recipe, _cuts(data, "train"), tokenizer, masked=True)
     # Dev is small and read again every epoch: no worker process, its samples stay in the cache.
     dev_config = recipe.batches.model_copy(update={"num_workers": 0})
-    dev = Batches(read_cuts(_manifest(data, "dev")), dev_config, fbank, tokenizer, training=False)
+    dev = Batches(_cuts(data, "dev"), dev_config, Fbank(recipe.features), tokenizer, training=False)
     return RunSetup(recipe, info, tokenizer, build_network(model_config), model_config, training, dev)
 
 
-def _manifest(data: Path, split: str) -> Path:
+def _training_batches(recipe: Recipe, cuts: Iterable[Any], tokenizer: Tokenizer, masked: bool) -> Batches:
+    config = recipe.batches if masked else recipe.batches.model_copy(update={"num_workers": 0})
+    specaugment = SpecAugment(recipe.specaugment) if masked else None
+    fbank = Fbank(recipe.features)
+    return Batches(cuts, config, fbank, tokenizer, recipe.augment, specaugment, training=True)
+
+
+def _cuts(data: Path, split: str) -> list[Any]:
+    """A split of a prepared corpus; raises ManifestError if it is missing or names a cut twice."""
     path = data / f"{split}.jsonl.gz"
     if not path.is_file():
         raise ManifestError(
             f"{path}: no such manifest; prepare the corpus first (egs/*/prepare.py, asr data import)"
         )
-    return path
+    return read_unique_cuts(path)

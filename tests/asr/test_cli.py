@@ -126,6 +126,8 @@ def test_one_bad_file_does_not_lose_the_others(
         (["train"], "a new run needs a recipe and a corpus directory"),
         (["train", "r.yaml", "--resume"], "give only --exp"),
         (["train", "nothing.py:f", "--data", "d"], "there is no file nothing.py"),
+        (["train", "--resume", "--device", "abacus"], "device abacus: not usable here"),
+        (["transcribe", "a.wav", "b.wav", "--model", "m", "--format", "srt"], "give them one by one"),
         (["train", "--resume", "--exp", "/no/exp"], "no run to resume"),
         (["score", "/no/ref", "/no/hyp"], "/no/ref"),
         (["decode", "/no/exp"], "expected a model directory"),
@@ -165,3 +167,35 @@ def test_bidirectional_live_is_a_clear_error(monkeypatch, capsys, make_model, re
     assert code == 1
     assert out == ""
     assert "cannot stream" in err
+
+
+def test_a_place_that_cannot_be_written_is_one_line(monkeypatch, capsys, make_model, recording: Path) -> None:
+    model = make_model()
+    picture = recording / "p.png"  # a file is no directory
+    code, out, err = call(
+        monkeypatch, capsys, "transcribe", recording, "--model", model, "--picture", picture
+    )
+    assert code == 1
+    assert out.strip()
+    assert err.count("\n") == 1
+    assert "Not a directory" in err or "File exists" in err
+
+
+def test_an_interrupt_shows_what_was_heard(monkeypatch, capsys, make_model, recording: Path) -> None:
+    from asr import live
+
+    feed = live.feed_file
+
+    def interrupted(*arguments: object, **options: object):
+        for count, update in enumerate(feed(*arguments, **options)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield update
+
+    monkeypatch.setattr(live, "feed_file", interrupted)
+    model = make_model()
+    code, out, err = call(monkeypatch, capsys, "transcribe", recording, "--model", model, "--stream")
+    assert code == 0
+    assert asr.load(model).transcribe(recording).text.startswith(out.strip())
+    assert out.strip()
+    assert "interrupted; this is what was heard" in err

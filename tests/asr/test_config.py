@@ -80,7 +80,7 @@ def test_recipes_are_functions(tmp_path: Path) -> None:
     )
     config = load_recipe(f"{file}:small", Config)
     assert config.model_dump() == {"size": 2}
-    with pytest.raises(ConfigError, match="it has Mine, small"):
+    with pytest.raises(ConfigError, match="it has small$"):
         load_recipe(f"{file}:large", Config)
     with pytest.raises(ConfigError, match="expected a Outer"):
         load_recipe(f"{file}:small", Outer)
@@ -104,3 +104,46 @@ def test_atomic_writes_leave_the_old_file_when_they_fail(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def small(:", "SyntaxError"),
+        ("import nosuchmodule", "ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("def small():\n    return 1 / 0", "ZeroDivisionError"),
+        ("def small(x):\n    return x", "TypeError"),
+        (
+            "from asr.config import Config\nclass C(Config):\n    n: int\ndef small():\n    return C(n='x')",
+            "n: Input",
+        ),
+    ],
+)
+def test_broken_recipes_are_one_line(tmp_path: Path, body: str, message: str) -> None:
+    file = tmp_path / "r.py"
+    file.write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(f"{file}:small", Config)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{file}:small: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_may_define_its_own_settings(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom asr.config import Config\n"
+        "class Part(Config):\n    size: int = 1\nclass Whole(Config):\n    part: Part = Part()\n"
+        "def mine() -> Whole:\n    return Whole()\n"
+    )
+    assert load_recipe(f"{file}:mine", Config).model_dump() == {"part": {"size": 1}}
+
+
+def test_another_kind_begins_with_its_defaults() -> None:
+    from asr.predictors import LstmPredictorConfig
+    from asr.transducer import TransducerConfig
+
+    config = override(TransducerConfig(), ["predictor.kind=lstm", "predictor.layers=2"])
+    assert config.predictor == LstmPredictorConfig(layers=2)
+    same = override(TransducerConfig(), ["predictor.dim=9", "predictor.kind=stateless"])
+    assert same.predictor.dim == 9

@@ -133,6 +133,18 @@ def test_a_finished_stream_is_closed(recognizer: asr.Recognizer) -> None:
             call()
 
 
+def test_batches_take_integers_and_refuse_what_is_not_a_number(
+    recognizer: asr.Recognizer, speech_like
+) -> None:
+    samples = speech_like(1.5)
+    integers = np.round(samples * 32767).astype(np.int16)
+    exact = integers.astype(np.float32) / 32768
+    by_integers, by_floats = recognizer.transcribe_batch([integers, exact])
+    assert tokens(by_integers) == tokens(by_floats)
+    with pytest.raises(AudioError, match="recording 1"):
+        recognizer.transcribe_batch([samples, np.array([np.nan], np.float32)])
+
+
 def test_bad_samples_are_refused(recognizer: asr.Recognizer) -> None:
     for bad in (np.array([0.0, np.nan]), np.array([np.inf]), np.zeros((2, 2))):
         with pytest.raises(AudioError):
@@ -170,6 +182,23 @@ def test_bidirectional_transcribes_whole_and_refuses_live(make_model, speech_lik
     assert tokens(spoken) == tokens(recognizer.transcribe(speech_like(1.0), RATE))
     with pytest.raises(StreamingError, match="cannot stream"):
         recognizer.stream()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_file_of_one_sample(make_model, tmp_path: Path, bidirectional: bool) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(1, np.float32), 48000)
+    assert asr.load(make_model(bidirectional=bidirectional)).transcribe(path).duration_s < 0.001
+
+
+@torch.inference_mode()
+def test_times_do_not_drift_where_a_frame_is_not_10_ms(make_model) -> None:
+    """At 22,050 Hz the frame shift is 220 samples: 9.977 ms."""
+    directory = make_model()
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace("sample_rate: 8000", "sample_rate: 22050"))
+    recognizer = asr.load(directory)
+    assert recognizer.network.encoder.frame_shift_s == recognizer.fbank.shift_s == 220 / 22050
 
 
 def test_saved_model_is_the_same_model(make_model, speech_like) -> None:

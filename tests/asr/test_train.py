@@ -25,6 +25,7 @@ from asr.encoders import LstmEncoderConfig
 from asr.errors import ManifestError, ModelError, TokenError, TrainingError
 from asr.evaluate import Options, evaluate
 from asr.features.fbank import FbankConfig
+from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
@@ -64,6 +65,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(epochs: int = 2, **training: object) -> Recipe:
     return Recipe(
         features=FbankConfig(sample_rate=RATE, num_mel_bins=20),
+        specaugment=SpecAugmentConfig(probability=0),  # a mask would hide a tone entirely
         tokenizer=TokenizerConfig(kind="word"),
         augment=AugmentConfig(speed=SpeedConfig(factors=(0.9, 1.0, 1.1))),
         batches=BatchesConfig(max_duration_s=2, num_workers=0, concatenate=ConcatenateConfig(max_parts=3)),
@@ -134,7 +136,7 @@ def test_resuming_is_exact(
         StopAt(per_epoch + 1, patch)  # in the middle of the second epoch
         outcome = train(config, corpus, parts)
     assert not outcome.finished
-    assert f"asr train --resume --exp {parts}" in " ".join(capsys.readouterr().out.split())
+    assert f"resume: asr train --resume --exp {parts}" in capsys.readouterr().out.splitlines()
     assert train(None, None, parts, resume=True).finished
     assert [r for r in read_log(parts) if r["kind"] == "train"] == steps
     for file in ("model.safetensors",):
@@ -142,10 +144,15 @@ def test_resuming_is_exact(
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_ctrl_c_of_the_command_exits_zero_with_the_resume_command(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_command_with_zero_and_the_resume_command(
+    corpus: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     config = tmp_path / "recipe.yaml"
     save_config(recipe(epochs=500), config)
-    exp = tmp_path / "exp"
+    exp = (
+        tmp_path / "exp [1] of two"
+    )  # rich would take the brackets for a style, a shell the spaces for three
     command = [
         str(Path(sys.executable).parent / "asr"),
         "train",
@@ -161,15 +168,15 @@ def test_ctrl_c_of_the_command_exits_zero_with_the_resume_command(corpus: Path, 
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert f"asr train --resume --exp {exp}" in " ".join(out.split())
+    assert f"resume: asr train --resume --exp '{exp}'" in out.splitlines()
     assert checkpoint.latest(exp / "checkpoints").is_dir()
 
 
 def test_a_second_run_in_the_same_directory_is_refused(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: x")
+    (tmp_path / "checkpoints" / "step-000000").mkdir(parents=True)
     with pytest.raises(TrainingError, match="there is a run in this directory"):
         train(recipe(), corpus, tmp_path)
 
@@ -208,6 +215,80 @@ def test_too_short_for_its_text_is_refused_by_name(corpus: Path, tmp_path: Path)
     data = with_cuts(corpus, tmp_path / "data", "low low mid mid high high", 0.1)
     with pytest.raises(TrainingError, match=r"1 utterances have fewer encoder frames .*: odd \(3 of 9\)"):
         train(ctc_recipe(), data, tmp_path / "exp")
+
+
+def test_an_interrupt_during_validation_keeps_its_result(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asr.train import loop
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*arguments)
+
+    validate = loop.validate
+    exp = tmp_path / "exp"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", interrupted)
+        assert not train(recipe(epochs=1), corpus, exp).finished
+    assert checkpoint.read_progress(checkpoint.latest(exp / "checkpoints")).dev_wer is not None
+    assert train(None, None, exp, resume=True).finished
+
+
+def test_a_run_refused_before_its_first_step_can_be_started_again(corpus: Path, tmp_path: Path) -> None:
+    data = with_cuts(corpus, tmp_path / "data", "low low mid mid high high", 0.1)
+    with pytest.raises(TrainingError, match="fewer encoder frames"):
+        train(ctc_recipe(), data, tmp_path / "exp")
+    assert train(ctc_recipe(), corpus, tmp_path / "exp").finished
+
+
+def test_a_finished_run_stays_as_it_is(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = tmp_path / "exp"
+    train(recipe(epochs=1), corpus, exp, profile=True)
+    out = capsys.readouterr().out
+    assert "utterance-seconds per second" in out
+    assert all(part in out for part in ("data", "encoder", "loss", "optimiser"))
+    assert list((exp / "tensorboard").iterdir())
+    card = (exp / "README.md").read_text()
+    assert train(None, None, exp, resume=True).finished
+    assert "this run is finished" in capsys.readouterr().out
+    assert (exp / "README.md").read_text() == card
+
+
+def test_a_corpus_may_move(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exp, old, new = tmp_path / "exp", tmp_path / "old", tmp_path / "new"
+    old.symlink_to(corpus)
+    with monkeypatch.context() as patch:
+        StopAt(2, patch)
+        train(recipe(epochs=1), old, exp)
+    (exp / "run.yaml").write_text((exp / "run.yaml").read_text().replace(str(corpus), "/gone"))
+    new.symlink_to(corpus)
+    with pytest.raises(ManifestError, match="/gone"):
+        train(None, None, exp, resume=True)
+    assert train(None, new, exp, resume=True).finished
+
+
+def test_divergence_stops_training_and_keeps_the_checkpoints(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asr.train import loop
+
+    monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(TrainingError, match="step 3: no finite gradient"):
+        train(recipe(), corpus, tmp_path / "exp")
+    assert not [r for r in read_log(tmp_path / "exp") if r["kind"] == "train"]
+    assert checkpoint.latest(tmp_path / "exp" / "checkpoints").is_dir()
+
+
+def test_cut_ids_must_be_unique(corpus: Path, tmp_path: Path) -> None:
+    data = with_cuts(corpus, tmp_path / "data", "low", 0.3)
+    odd = make_cut(file_recording(data / "odd.wav", "odd"), "odd", "low")
+    write_cuts([odd, odd], data / "dev.jsonl.gz")
+    with pytest.raises(ManifestError, match=r"1 cut ids stand for several cuts \(odd\)"):
+        train(recipe(), data, tmp_path / "exp")
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop"])
@@ -261,8 +342,25 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save_checkpoint(tmp_path, network, optimizer, checkpoint.Progress(step=2))
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert checkpoint.read_progress(checkpoint.latest(tmp_path)).step == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}}", "[1]", '{"step": "x"}', '{"steps": 1}'])
+def test_a_damaged_progress_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "step-000001"
+    path.mkdir()
+    (path / "progress.json").write_text(content)
+    with pytest.raises(
+        ModelError, match=r"progress\.json: not a checkpoint's progress .* delete .*step-000001"
+    ):
+        checkpoint.read_progress(path)
+
+
+def test_checkpoints_are_in_order_of_steps(tmp_path: Path) -> None:
+    for step in (1_000_000, 999_999, 7):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    assert checkpoint.latest(tmp_path).name == "step-1000000"
 
 
 def test_average_is_the_mean_of_the_weights(tmp_path: Path) -> None:

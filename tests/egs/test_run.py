@@ -42,7 +42,13 @@ def test_every_stage(recordings: Path, tmp_path: Path) -> None:
     assert result.stdout.count("WER") >= 3
     assert "real-time factor" in result.stdout
     assert "final-token delay" in result.stdout or "nothing recognised" in result.stdout
-    for file in ("model.safetensors", "training.png", "decode/test/wer.txt", "decode/test-live/hyp.jsonl", "live.png"):
+    for file in (
+        "model.safetensors",
+        "training.png",
+        "decode/test/wer.txt",
+        "decode/test-live/hyp.jsonl",
+        "live.png",
+    ):
         assert (exp / file).stat().st_size > 0, file
     again = run("--exp", exp, "--stage", 2, "--stop-stage", 3)  # a finished run is finished
     assert again.returncode == 0, again.stderr

@@ -1,0 +1,40 @@
+"""The end of a run: average the best checkpoints, keep what is better on dev, write the model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from asr.model_directory import WEIGHTS, load_weights, save_model
+from asr.search import Search
+from asr.train import checkpoint
+from asr.train.card import model_card
+from asr.train.metrics import read_log
+from asr.train.setup import CHECKPOINTS, RunSetup
+from asr.train.validate import validate
+
+
+def finish(
+    setup: RunSetup, exp: Path, progress: checkpoint.Progress, search: Search, say: Callable[[str], None]
+) -> float:
+    """Make `exp` a model directory; returns the dev WER of the weights that were kept, in 0..1."""
+    network, directory = setup.network, exp / CHECKPOINTS
+    best = checkpoint.best(directory, setup.recipe.training.keep_best)
+    network.load_state_dict(checkpoint.average(best))
+    wer = validate(network, search, setup.dev, setup.tokenizer).wer
+    chosen = f"average of {len(best)} checkpoints"
+    best_wer = checkpoint.read_progress(best[0]).dev_wer
+    if best_wer is not None and best_wer < wer:
+        load_weights(network, best[0] / WEIGHTS)
+        wer, chosen = best_wer, best[0].name
+    throughput = progress.heard_s / max(progress.spent_s, 1e-9)
+    _draw(exp)
+    save_model(exp, setup.model_config, network, setup.tokenizer, model_card(setup, chosen, wer, throughput))
+    say(f"dev WER {100 * wer:.2f} % ({chosen}){setup.mark}")
+    return wer
+
+
+def _draw(exp: Path) -> None:
+    from asr.score.picture import draw_training  # matplotlib: a second that only the end of training pays
+
+    draw_training(exp / "training.png", read_log(exp))
