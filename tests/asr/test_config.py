@@ -80,7 +80,7 @@ def test_recipes_are_functions(tmp_path: Path) -> None:
     )
     config = load_recipe(f"{file}:small", Config)
     assert config.model_dump() == {"size": 2}
-    with pytest.raises(ConfigError, match="it has small$"):
+    with pytest.raises(ConfigError, match=r"it has small$"):
         load_recipe(f"{file}:large", Config)
     with pytest.raises(ConfigError, match="expected a Outer"):
         load_recipe(f"{file}:small", Outer)

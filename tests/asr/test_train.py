@@ -295,10 +295,10 @@ def test_cut_ids_must_be_unique(corpus: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_names_its_utterances(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
-    from asr.train import loop
+    from asr.train import preflight
 
     data = with_cuts(corpus, tmp_path / "data", "low low mid mid high high", 0.1)
-    monkeypatch.setattr(loop, "refuse_too_short", lambda *_: None)
+    monkeypatch.setattr(preflight, "refuse_too_short", lambda *_: None)
     config = ctc_recipe(non_finite=policy)
     batches = config.batches.model_copy(update={"concatenate": ConcatenateConfig()})
     config = config.model_copy(update={"batches": batches})

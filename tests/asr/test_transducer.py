@@ -48,14 +48,26 @@ def test_ctc_alone_has_no_predictor() -> None:
     assert not [name for name, _ in model.named_parameters() if "predictor" in name or "joiner" in name]
 
 
-def test_too_short_for_ctc_is_infinite_not_an_exception() -> None:
-    model = make(loss=LossConfig(ctc=CtcLossConfig(weight=1)))
+def test_too_short_for_ctc_is_infinite_without_gradient() -> None:
+    loss = LossConfig(transducer=TransducerLossConfig(weight=0), ctc=CtcLossConfig(weight=1))
+    model = make(predictor=None, loss=loss)
     encoded = model.encode(torch.randn(2, 8, 4), torch.tensor([8, 8]))
     losses = model.losses(
         encoded.y, encoded.y_lengths, torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.tensor([3, 1])
     )
     assert torch.isinf(losses.total).tolist() == [True, False]
     assert model.frames_needed([1, 1, 1]) == 5
+    losses.total[0].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_auxiliary_ctc_without_a_path_leaves_the_transducer_loss() -> None:
+    model = make(loss=LossConfig(ctc=CtcLossConfig(weight=1)))
+    encoded = model.encode(torch.randn(1, 8, 4), torch.tensor([8]))
+    losses = model.losses(encoded.y, encoded.y_lengths, torch.tensor([[1, 1, 1]]), torch.tensor([3]))
+    assert torch.isinf(losses.ctc).all()
+    torch.testing.assert_close(losses.total, losses.transducer)
+    assert model.frames_needed([1, 1, 1]) == 1
 
 
 @pytest.mark.parametrize(
