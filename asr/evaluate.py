@@ -84,30 +84,11 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     if options.threads:
         torch.set_num_threads(options.threads)
     recognizer = load(exp, options.device)
-    manifest = _manifest(exp, data)
+    manifest, name = _manifest(exp, data)
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
-    name = manifest.name.removesuffix(".gz").removesuffix(".jsonl")
-    out = out or exp / "decode" / (name if options.live_chunk_s is None else f"{name}-live")
-    out.mkdir(parents=True, exist_ok=True)
     cuts = read_unique_cuts(manifest)
-    started = _decode_live if options.live_chunk_s else _decode_batches
-    decoded: list[Decoded] = []
-    stats = StreamStats()
-    console = Console(stderr=True)
-    (out / "wer.txt").unlink(missing_ok=True)  # a report must never stand beside other hypotheses
-    unfinished = out / "hyp.jsonl.part"
-    with (
-        unfinished.open("w", encoding="utf-8") as file,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as display,
-    ):
-        task = display.add_task("decoding", total=len(cuts))
-        for part in started(recognizer, cuts, options):
-            for item in part.decoded:
-                _write(file, item)
-            decoded += part.decoded
-            stats += part.stats
-            display.advance(task, len(part.decoded))
-    unfinished.replace(out / "hyp.jsonl")
+    out = out or exp / "decode" / (name if options.live_chunk_s is None else f"{name}-live")
+    decoded, stats = _decode(recognizer, cuts, out, options)
     report = score_pairs(
         {item.cut.id: cut_text(item.cut) for item in decoded},
         {item.cut.id: item.transcript.text for item in decoded},
@@ -120,6 +101,28 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
     return Evaluation(report, out, stats, latency, [*lines, f"results: {out}"])
+
+
+def _decode(recognizer: Recognizer, cuts: list[Any], out: Path, options: Options) -> Part:
+    """Recognise everything, with a progress display, into OUT/hyp.jsonl."""
+    decoded, stats, console = list[Decoded](), StreamStats(), Console(stderr=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "wer.txt").unlink(missing_ok=True)  # a report must never stand beside other hypotheses
+    unfinished = out / "hyp.jsonl.part"
+    parts = _decode_live if options.live_chunk_s else _decode_batches
+    with (
+        unfinished.open("w", encoding="utf-8") as file,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as display,
+    ):
+        task = display.add_task("decoding", total=len(cuts))
+        for part in parts(recognizer, cuts, options):
+            for item in part.decoded:
+                _write(file, item)
+            decoded += part.decoded
+            stats += part.stats
+            display.advance(task, len(part.decoded))
+    unfinished.replace(out / "hyp.jsonl")
+    return Part(decoded, stats)
 
 
 def _decode_batches(recognizer: Recognizer, cuts: list[Any], options: Options) -> Iterator[Part]:
@@ -202,10 +205,11 @@ def _write(file: IO[str], item: Decoded) -> None:
     file.flush()
 
 
-def _manifest(exp: Path, data: str) -> Path:
-    """`data` as a manifest file, or as a split of the corpus that `exp` was trained on."""
+def _manifest(exp: Path, data: str) -> tuple[Path, str]:
+    """`data` as a manifest or as a split of the corpus of `exp`; and a name for its results."""
     if data.endswith((".jsonl", ".jsonl.gz")):
-        return Path(data)
+        path = Path(data)
+        return path, f"{path.resolve().parent.name}-{path.name.removesuffix('.gz').removesuffix('.jsonl')}"
     if not (exp / RUN).is_file():
         raise ManifestError(
             f"{data}: expected a cut manifest (.jsonl.gz): {exp} does not know its corpus (no {RUN})"
@@ -215,7 +219,7 @@ def _manifest(exp: Path, data: str) -> Path:
         raise ManifestError(
             f"{path}: no such split; give a cut manifest (.jsonl.gz) or prepare the corpus again"
         )
-    return path
+    return path, data
 
 
 def _is_synthetic(manifest: Path) -> bool:
