@@ -54,10 +54,13 @@ class SpeedConfig(Config):
 
 
 class VolumeConfig(Config):
-    """A gain drawn uniformly in decibels."""
+    """A gain, or a level, drawn uniformly in decibels."""
 
     probability: float = 0.0
     gain_db: Range = (-12.0, 6.0)
+    level_db: Range | None = None
+    """If given, the RMS level relative to full scale that an utterance is brought to, instead of a gain:
+    for corpora whose speakers differ in level by more than a gain may spread them."""
 
 
 class NoiseConfig(Config):
@@ -108,7 +111,7 @@ class AugmentConfig(Config):
             if not 0 <= section.probability <= 1:
                 raise ValueError(f"expected a probability in [0, 1], found {section.probability}")
         ranges = [self.volume.gain_db, self.equalizer.gain_db, self.noise.snr_db, self.noise.exponent]
-        ranges += [self.reverb.t60_s]
+        ranges += [self.reverb.t60_s, self.volume.level_db or (0.0, 0.0)]
         for low, high in (*ranges, self.reverb.direct_to_reverberant_db):
             if not low <= high:
                 raise ValueError(f"expected a range (low, high), found ({low}, {high})")
@@ -185,13 +188,17 @@ class Maybe:
 
 @dataclass(frozen=True)
 class Volume:
-    """Gain, uniform in decibels; never beyond full scale (that would clip when stored or played)."""
+    """Gain or level, uniform in decibels; never beyond full scale (it would clip when stored or played)."""
 
     gain_db: Range
+    level_db: Range | None = None
 
     def __call__(self, samples: Samples, rng: np.random.Generator) -> Samples:
-        """Apply a drawn gain."""
-        gain = 10 ** (rng.uniform(*self.gain_db) / 20)
+        """Apply a drawn gain, or the gain that gives a drawn level."""
+        if self.level_db is None:
+            gain = 10 ** (rng.uniform(*self.gain_db) / 20)
+        else:
+            gain = 10 ** (rng.uniform(*self.level_db) / 20) / max(rms(samples), 1e-9)
         peak = float(np.abs(samples).max(initial=0.0))
         return samples * np.float32(min(gain, 1 / peak) if peak * gain > 1 and peak < 1 else gain)
 
@@ -310,7 +317,9 @@ class Augmenter:
         if config.noise.probability > 0:
             chain.append(Maybe(_noise(config.noise, sample_rate), config.noise.probability))
         if config.volume.probability > 0:
-            chain.append(Maybe(Volume(config.volume.gain_db), config.volume.probability))
+            chain.append(
+                Maybe(Volume(config.volume.gain_db, config.volume.level_db), config.volume.probability)
+            )
         return cls(config, Chain(chain))
 
     def __call__(self, samples: Samples, rng: np.random.Generator, speed: float = 1.0) -> Samples:

@@ -10,6 +10,7 @@ from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConf
 from asr.data.batches import BatchesConfig
 from asr.encoders import LstmEncoderConfig
 from asr.features.fbank import FbankConfig
+from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
@@ -24,20 +25,21 @@ def streaming() -> Recipe:
     return Recipe(
         name="yesno LSTM transducer, streaming",
         features=FbankConfig(sample_rate=8000, num_mel_bins=40),
+        specaugment=SpecAugmentConfig(probability=0),
         tokenizer=TokenizerConfig(kind="char"),
         augment=AugmentConfig(
             speed=SpeedConfig(factors=(0.9, 1.0, 1.1), spread=0.03),
             volume=VolumeConfig(probability=0.5, gain_db=(-10, 6)),
             noise=NoiseConfig(probability=0.2, snr_db=(10, 30)),
         ),
-        batches=BatchesConfig(max_duration_s=30),
+        batches=BatchesConfig(max_duration_s=13),
         network=TransducerConfig(
-            encoder=LstmEncoderConfig(hidden=128, layers=2, lookahead=4, dropout=0.2),
+            encoder=LstmEncoderConfig(hidden=128, layers=2, lookahead=4, dropout=0.1),
             predictor=StatelessPredictorConfig(dim=64, context=3),
             joiner=JoinerConfig(dim=128),
-            loss=LossConfig(ctc=CtcLossConfig(weight=0.3)),
+            loss=LossConfig(ctc=CtcLossConfig(weight=1)),
         ),
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=50),
+        optimizer=OptimizerConfig(lr=1.5e-3, warmup_steps=50),
         training=TrainingConfig(epochs=60, validate_every=5, keep_best=3),
     )
 
@@ -45,7 +47,7 @@ def streaming() -> Recipe:
 def bidirectional() -> Recipe:
     """A bidirectional LSTM transducer: sees the whole utterance, cannot stream."""
     base = streaming()
-    encoder = LstmEncoderConfig(hidden=96, layers=2, bidirectional=True, dropout=0.2)
+    encoder = LstmEncoderConfig(hidden=96, layers=2, bidirectional=True, dropout=0.1)
     network = base.network.model_copy(update={"encoder": encoder})
     return base.model_copy(update={"name": "yesno BiLSTM transducer", "network": network})
 

@@ -204,3 +204,14 @@ def test_equalizer_bends_the_spectrum_and_keeps_the_level() -> None:
     assert np.ptp(drawn) > 3
     flat = Equalizer((3.0, 3.0), knots=2, sample_rate=8000)(samples, rng)
     np.testing.assert_allclose(flat, samples, atol=1e-4)
+
+
+def test_level_is_reached_whatever_it_was_and_silence_stays() -> None:
+    samples = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    for scale in (1e-4, 0.2):
+        changed = Volume((0.0, 0.0), level_db=(-30.0, -30.0))(
+            samples * np.float32(scale), np.random.default_rng(1)
+        )
+        assert 20 * np.log10(rms(changed)) == pytest.approx(-30, abs=0.01)
+    silence = np.zeros(800, np.float32)
+    assert not Volume((0.0, 0.0), level_db=(-30.0, -30.0))(silence, np.random.default_rng(1)).any()
