@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asr.errors import ConfigError, DataError, ModelError, TokenError
@@ -59,7 +59,11 @@ def train_largest(kind, text):
 @given(text=st.text(st.characters(exclude_characters="▁▅\0", exclude_categories=["Cs"]), max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_round_trip_of_any_language(kind, text):
-    """A tokenizer trained on a text gives it back, whatever its script."""
+    """A tokenizer trained on a text gives it back, whatever its script.
+
+    `<unk>` is SentencePiece's own sign, which cannot be learnt as text.
+    """
+    assume("<unk>" not in text)
     expected = " ".join(unicodedata.normalize("NFC", text).split())
     if not expected:
         return
