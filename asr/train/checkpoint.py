@@ -54,6 +54,8 @@ class Progress(BaseModel):
     """Seconds that training took, validation left out."""
     dev_wer: float | None = None
     """Word error rate on dev at this checkpoint, if it was measured."""
+    dev_loss: float | None = None
+    """Nats per label on dev, measured with it."""
 
 
 def save_checkpoint(
@@ -126,10 +128,10 @@ def latest(directory: Path) -> Path:
 
 
 def best(directory: Path, count: int) -> list[Path]:
-    """The `count` checkpoints of lowest dev WER, best first; among equals the newer."""
+    """The `count` checkpoints of lowest dev WER, best first; among equals that of lowest loss."""
     scored = [(read_progress(path), path) for path in checkpoints(directory)]
-    measured = [(p.dev_wer, -p.step, path) for p, path in scored if p.dev_wer is not None]
-    return [path for _, _, path in sorted(measured)[:count]]
+    measured = [(p.dev_wer, p.dev_loss or 0.0, -p.step, path) for p, path in scored if p.dev_wer is not None]
+    return [path for *_, path in sorted(measured)[:count]]
 
 
 def prune(directory: Path, keep_best: int) -> None:

@@ -225,7 +225,7 @@ class Trainer:
     def _validate(self, log: RunLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
             dev = validate(self.network, self.search, self.setup.dev, self.setup.tokenizer)
-        self.progress.dev_wer = dev.wer
+        self.progress.dev_wer, self.progress.dev_loss = dev.wer, dev.loss
         log.write("dev", self.progress.step, dev_wer=dev.wer, dev_loss=dev.loss, epoch=self.progress.epoch)
         display.validated(self.progress.epoch, dev.wer, dev.loss)
         self._save()

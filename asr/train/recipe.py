@@ -36,7 +36,7 @@ class TrainingConfig(Config):
     validate_every: int = Field(1, ge=1)
     """Epochs between validations on dev (also checkpoints)."""
     keep_best: int = Field(5, ge=1)
-    """Checkpoints kept, by dev WER; the final weights are their average if that is better on dev."""
+    """Checkpoints kept, by dev WER; the final weights are their average unless the best has a lower loss."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Longest time between checkpoints within an epoch."""
     seed: int = 0

@@ -391,3 +391,18 @@ def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
     outcome = train(recipe(epochs=1, precision="bfloat16"), corpus, tmp_path / "exp")
     assert outcome.finished
     assert asr.load(tmp_path / "exp").transcribe(np.zeros(RATE, np.float32), RATE).duration_s == 1.0
+
+
+@pytest.mark.parametrize(("single_loss", "kept"), [(1e9, "average of 2 checkpoints"), (0.0, "step-")])
+def test_the_average_is_kept_unless_the_best_has_a_lower_loss(
+    corpus: Path, tmp_path: Path, single_loss: float, kept: str
+) -> None:
+    exp = tmp_path / "exp"
+    train(recipe(epochs=2), corpus, exp)
+    (exp / "README.md").unlink()  # not finished after all
+    best = checkpoint.best(exp / "checkpoints", 2)
+    progress = checkpoint.read_progress(best[0])
+    progress.dev_loss = single_loss
+    (best[0] / "progress.json").write_text(progress.model_dump_json())
+    assert train(None, None, exp, resume=True).finished
+    assert f"({kept}" in (exp / "README.md").read_text()
