@@ -135,6 +135,19 @@ def test_bidirectional_sees_both_sides_and_refuses_to_stream() -> None:
         encoder.initial_state(1)
 
 
+@torch.no_grad()
+def test_bidirectional_layer_equals_torch() -> None:
+    encoder = build(LstmEncoderConfig(hidden=8, layers=1, bidirectional=True))
+    oracle = torch.nn.LSTM(16, 8, batch_first=True, bidirectional=True)
+    for suffix, lstm in (("", encoder.lstms[0]), ("_reverse", encoder.reversed_lstms[0])):
+        for name, weight in lstm.named_parameters():
+            getattr(oracle, name + suffix).copy_(weight)
+    x, lengths = torch.randn(3, 9, 16), torch.tensor([9, 1, 6])
+    y = encoder._whole(0, x, lengths)
+    for b, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(y[b, :length], oracle(x[b : b + 1, :length])[0][0])
+
+
 def test_lookahead_of_a_bidirectional_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="set lookahead to 0"):
         LstmEncoderConfig(bidirectional=True, lookahead=2)
