@@ -81,7 +81,7 @@ class LstmEncoder(Encoder):
         )
         self.lstms = _lstms(width, config.hidden, config.layers)
         # Two one-way stacks rather than nn.LSTM's two-way one, which must be packed: padded and reversed by
-        # gather they train 2.5 times faster on a CPU.
+        # gather they train 1.6 times faster on a CPU (24 utterances of up to 68 frames, one thread).
         self.reversed_lstms = _lstms(width, config.hidden, config.layers if config.bidirectional else 0)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
