@@ -8,7 +8,7 @@ are measured on the very path that live use takes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,10 @@ def feed(
     yield Update(last.transcript, fed / sample_rate, stats, final=True)
 
 
-def word_appearances(updates: Iterable[Update]) -> list[float]:
-    """Audio time in seconds at which each word of a stream first appeared."""
-    appeared: list[float] = []
-    for update in updates:
-        appeared += [update.heard_s] * (len(update.transcript.words) - len(appeared))
+def word_appearances(updates: Sequence[Update]) -> list[float]:
+    """Audio time in seconds at which each word of a finished stream was first shown whole."""
+    appeared = []
+    for i, word in enumerate(updates[-1].transcript.words):
+        shown = (u.heard_s for u in updates if [w.text for w in u.transcript.words[i : i + 1]] == [word.text])
+        appeared.append(next(shown))
     return appeared

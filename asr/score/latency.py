@@ -1,7 +1,7 @@
 """Delay and speed of live recognition, from numbers to numbers.
 
 All times are seconds from the start of the recording. A word "appears" at the moment of audio time at which
-it was first shown: the amount of audio that had been fed when the event came, computing time not included.
+it was first shown whole: the amount of audio that had been fed when the event came, computing not included.
 
     first-token delay   first appearance - end of the first word in truth
     final-token delay   last appearance  - end of the speech (of the last word in truth)

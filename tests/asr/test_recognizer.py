@@ -13,8 +13,9 @@ import torch
 import asr
 from asr import state as states
 from asr.errors import AudioError, ModelError, StreamingError
-from asr.live import feed_file
-from asr.recognizer import Transcript
+from asr.live import Update, feed_file, word_appearances
+from asr.recognizer import Transcript, Word
+from asr.score.latency import StreamStats
 
 RATE = 8000
 
@@ -72,6 +73,16 @@ def test_file_array_and_live_file_agree(recognizer: asr.Recognizer, speech_like,
     # A token cannot appear before the audio of its frame.
     for update in updates[:-1]:
         assert update.transcript.tokens[-1].start_s <= update.heard_s
+
+
+def test_a_word_appears_when_it_is_whole() -> None:
+    def update(text: str, heard_s: float) -> Update:
+        words = tuple(Word(part, 0.0, 0.1, 1.0) for part in text.split())
+        return Update(Transcript(text, words, (), heard_s), heard_s, StreamStats(), final=False)
+
+    shown = [("t", 0.1), ("two", 0.2), ("two s", 0.3), ("two six", 0.4), ("two six", 0.5)]
+    assert word_appearances([update(*each) for each in shown]) == [0.2, 0.4]
+    assert word_appearances([update("", 0.5)]) == []
 
 
 def test_words_carry_times_and_confidence(recognizer: asr.Recognizer, speech_like) -> None:
