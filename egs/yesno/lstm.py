@@ -1,13 +1,14 @@
 """Hebrew yes and no with LSTM encoders: a streaming transducer, a bidirectional one, and CTC.
 
-Thirty recordings of eight words each. Characters are the labels: a transducer whose predictor sees whole
-words has trouble to count equal words in a row (see egs/digits/README.md), and here half of them are.
+Thirty recordings of eight words each, cut into words and joined again at random (prepare.py). Characters are
+the labels: a transducer whose predictor sees whole words has trouble to count equal words in a row
+(egs/digits/README.md), and here half of them are.
 """
 
 from __future__ import annotations
 
 from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConfig
-from asr.data.batches import BatchesConfig
+from asr.data.batches import BatchesConfig, ConcatenateConfig
 from asr.encoders import LstmEncoderConfig
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
@@ -32,7 +33,10 @@ def streaming() -> Recipe:
             volume=VolumeConfig(probability=0.5, gain_db=(-10, 6)),
             noise=NoiseConfig(probability=0.2, snr_db=(10, 30)),
         ),
-        batches=BatchesConfig(max_duration_s=13),
+        batches=BatchesConfig(
+            max_duration_s=30,
+            concatenate=ConcatenateConfig(max_parts=10, gap_s=(0, 0.15), edge_s=(0, 0.4), part_gain_db=2),
+        ),
         network=TransducerConfig(
             encoder=LstmEncoderConfig(hidden=128, layers=2, lookahead=4, dropout=0.1),
             predictor=StatelessPredictorConfig(dim=64, context=3),
@@ -40,7 +44,7 @@ def streaming() -> Recipe:
             loss=LossConfig(ctc=CtcLossConfig(weight=1)),
         ),
         optimizer=OptimizerConfig(lr=1.5e-3, warmup_steps=50),
-        training=TrainingConfig(epochs=60, validate_every=5, keep_best=3),
+        training=TrainingConfig(epochs=100, validate_every=5, keep_best=5),
     )
 
 

@@ -238,6 +238,27 @@ def test_yesno_split_and_words(tmp_path: Path, yesno) -> None:
     assert load_card(out).name == "yesno"
 
 
+def test_words_of_a_recording_are_cut_in_their_pauses(tmp_path: Path, yesno) -> None:
+    rng, rate = np.random.default_rng(0), 8000
+    starts_s = [0.3, 0.9, 1.45, 2.1, 2.7, 3.2, 3.9, 4.5]
+    samples = 1e-4 * rng.standard_normal(round(5.2 * rate))
+    for start_s in starts_s:
+        at = round(start_s * rate)
+        samples[at : at + 2400] += 0.2 * rng.standard_normal(2400) * np.hanning(2400)
+    path = tmp_path / "0_1_1_0_0_1_0_1.wav"
+    soundfile.write(path, samples, rate)
+    cuts = yesno.word_cuts(path)
+    assert [cut.supervisions[0].text for cut in cuts] == "NO YES YES NO NO YES NO YES".split()
+    assert sum(cut.duration for cut in cuts) == pytest.approx(5.2)
+    for cut, start_s in zip(cuts, starts_s, strict=True):
+        assert cut.start < start_s + 0.08  # the soft beginning of a burst may count as pause
+        assert cut.start + cut.duration > start_s + 0.22
+    soundfile.write(path, 0.1 * rng.standard_normal(rate), rate)  # no pauses at all
+    (whole,) = yesno.word_cuts(path)
+    assert whole.duration == 1.0
+    assert len(whole.supervisions[0].text.split()) == 8
+
+
 def test_yesno_without_connection_is_one_line(
     tmp_path: Path, yesno, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
