@@ -34,7 +34,7 @@ def streaming() -> Recipe:
             noise=NoiseConfig(probability=0.2, snr_db=(10, 30)),
         ),
         batches=BatchesConfig(
-            max_duration_s=30,
+            max_duration_s=20,
             concatenate=ConcatenateConfig(max_parts=10, gap_s=(0, 0.15), edge_s=(0, 0.4), part_gain_db=2),
         ),
         network=TransducerConfig(
@@ -43,7 +43,7 @@ def streaming() -> Recipe:
             joiner=JoinerConfig(dim=128),
             loss=LossConfig(ctc=CtcLossConfig(weight=1)),
         ),
-        optimizer=OptimizerConfig(lr=1.5e-3, warmup_steps=50),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50),
         training=TrainingConfig(epochs=100, validate_every=5, keep_best=5),
     )
 

@@ -248,7 +248,7 @@ def test_words_of_a_recording_are_cut_in_their_pauses(tmp_path: Path, yesno) -> 
     path = tmp_path / "0_1_1_0_0_1_0_1.wav"
     soundfile.write(path, samples, rate)
     cuts = yesno.word_cuts(path)
-    assert [cut.supervisions[0].text for cut in cuts] == "NO YES YES NO NO YES NO YES".split()
+    assert [cut.supervisions[0].text for cut in cuts] == ["NO", "YES", "YES", "NO", "NO", "YES", "NO", "YES"]
     assert sum(cut.duration for cut in cuts) == pytest.approx(5.2)
     for cut, start_s in zip(cuts, starts_s, strict=True):
         assert cut.start < start_s + 0.08  # the soft beginning of a burst may count as pause
