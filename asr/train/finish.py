@@ -21,10 +21,8 @@ def finish(
     network, directory = setup.network, exp / CHECKPOINTS
     best = checkpoint.best(directory, setup.recipe.training.keep_best)
     network.load_state_dict(checkpoint.average(best))
-    averaged, single = (
-        validate(network, search, setup.dev, setup.tokenizer),
-        checkpoint.read_progress(best[0]),
-    )
+    averaged = validate(network, search, setup.dev, setup.tokenizer)
+    single = checkpoint.read_progress(best[0])
     wer, chosen = averaged.wer, f"average of {len(best)} checkpoints"
     # On a few hundred words of dev the WER of single checkpoints jumps by chance; the loss tells them apart.
     if single.dev_wer is not None and single.dev_loss is not None and single.dev_loss < averaged.loss:
