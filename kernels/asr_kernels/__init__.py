@@ -10,6 +10,19 @@ Depends on torch and numpy and on nothing of `asr`. Every op takes `backend=None
 from __future__ import annotations
 
 from asr_kernels.dispatch import backends, use_backend
-from asr_kernels.rnnt import rnnt_loss
+from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
+from asr_kernels.rnnt import align, rnnt_loss
 
-__all__ = ["backends", "rnnt_loss", "use_backend"]
+__all__ = [
+    "CTC",
+    "MONOTONIC",
+    "RNNT",
+    "Alignment",
+    "Topology",
+    "align",
+    "backends",
+    "multi_blank",
+    "rnnt_loss",
+    "tdt",
+    "use_backend",
+]

@@ -6,6 +6,7 @@ fastest path for the device of the input.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 
-Backend = Literal["reference", "cpu"]
+Backend = Literal["reference", "cpu", "triton"]
 
 _forced: ContextVar[Backend | None] = ContextVar("asr_kernels_backend", default=None)
 
@@ -41,7 +42,11 @@ def choose(backend: str | None, device: torch.device) -> Backend:
     if backend is not None:
         return _known(backend)
     # The "cpu" path is written in torch operations that every device has, so it serves them all.
-    return _forced.get() or "cpu"
+    return _forced.get() or ("triton" if device.type == "cuda" and _has_triton() else "cpu")
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _known(name: str) -> Backend:

@@ -1,0 +1,24 @@
+"""What the ops' autograd functions share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """apply(gradient, *sources): the gradient, such that differentiating it again raises.
+
+    For the backward of functions whose gradient is not itself differentiable (once_differentiable would
+    be silent: it takes the gradient for a constant).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise RuntimeError('this loss differentiates twice only with backend="reference"')
