@@ -9,8 +9,17 @@ Depends on torch and numpy and on nothing of `asr`. Every op takes `backend=None
 
 from __future__ import annotations
 
+from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
+from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
+from asr_kernels.pruned import (
+    SimpleLoss,
+    fused_pruned_rnnt_loss,
+    pruned_rnnt_loss,
+    pruning_bounds,
+    simple_rnnt_loss,
+)
 from asr_kernels.rnnt import align, rnnt_loss
 
 __all__ = [
@@ -18,11 +27,19 @@ __all__ = [
     "MONOTONIC",
     "RNNT",
     "Alignment",
+    "SimpleLoss",
     "Topology",
     "align",
     "backends",
+    "ctc_align",
+    "ctc_loss",
+    "fused_pruned_rnnt_loss",
+    "fused_rnnt_loss",
     "multi_blank",
+    "pruned_rnnt_loss",
+    "pruning_bounds",
     "rnnt_loss",
+    "simple_rnnt_loss",
     "tdt",
     "use_backend",
 ]

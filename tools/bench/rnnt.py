@@ -14,16 +14,14 @@ gradient by autograd), which costs what k2's C++ does.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from measure import extra_memory, plain_rnnt_loss, seconds
 from torch import Tensor
 
 from asr_kernels import rnnt_loss
@@ -55,30 +53,7 @@ def ours(problem: Problem) -> Tensor:
 
 
 def plain(problem: Problem) -> Tensor:
-    """log_softmax, skewed gathers, one logaddexp per anti-diagonal; everything else is autograd's."""
-    logits, targets, frames, labels = problem
-    B, T, width, _ = logits.shape
-    log_probs = logits.log_softmax(-1)
-    blank = log_probs[..., 0]
-    index = targets.long()[:, None, :, None].expand(B, T, -1, 1)
-    label = log_probs[:, :, :-1].gather(-1, index).squeeze(-1)
-    # [n, b, u] holds node (t, u) = (n - u, u); the padding below never reaches a valid node
-    n, u = torch.arange(T + width - 1)[:, None], torch.arange(width)[None]
-    outside = (n - u < 0) | (n - u >= T)
-    t = (n - u).clamp(0, T - 1)
-    blank_n = blank[:, t, u].masked_fill(outside, -1e30).transpose(0, 1)
-    label_n = label[:, t[:, :-1], u[:, :-1]].masked_fill(outside[:, :-1], -1e30).transpose(0, 1)
-    start = torch.full((B, width), -1e30, dtype=logits.dtype)
-    start[:, 0] = 0.0
-    alphas = [start]
-    none = torch.full((B, 1), -1e30, dtype=logits.dtype)
-    for step in range(T + width - 2):
-        by_label = torch.cat((none, alphas[-1][:, :-1] + label_n[step]), dim=1)
-        alphas.append(torch.logaddexp(alphas[-1] + blank_n[step], by_label))
-    each = torch.arange(B)
-    last, end = (frames + labels - 1).long(), labels.long()
-    alpha = torch.stack(alphas)
-    return -(alpha[last, each, end] + blank_n[last, each, end]).sum()
+    return plain_rnnt_loss(*problem)
 
 
 def torchaudio_loss(problem: Problem) -> Tensor:
@@ -103,31 +78,6 @@ def check(name: str, loss: Loss, problem: Problem, expected: float, expected_gra
         sys.exit(f"{name} is wrong: loss {value} for {expected}, gradient off by {float(difference):.1e}")
 
 
-def seconds(loss: Loss, problem: Problem, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        problem.logits.grad = None
-        start = time.perf_counter()
-        loss(problem).backward()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def extra_memory(loss: Loss, problem: Problem) -> float:
-    """Peak resident bytes of one call above those before it."""
-    problem.logits.grad = None
-    gc.collect()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    loss(problem).backward()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def compare(shape: str, repeats: int) -> None:
     problem = make(*map(int, shape.split(",")[:4]), uneven=shape.endswith("uneven"))
     contestants: dict[str, Loss] = {"asr_kernels": ours, "plain PyTorch": plain}
@@ -140,14 +90,15 @@ def compare(shape: str, repeats: int) -> None:
     for name, loss in contestants.items():
         check(name, loss, problem, expected, expected_grad)
     del expected_grad
+    fewer = {"torchaudio": max(3, repeats // 5)}
     times = {
-        name: seconds(loss, problem, max(3, repeats // 5) if name == "torchaudio" else repeats)
+        name: seconds(partial(loss, problem), [problem.logits], fewer.get(name, repeats))
         for name, loss in contestants.items()
     }
     size = problem.logits.numel() * 4
     print(f"\nB,T,U,V = {shape}: logits {size / 1e6:.1f} MB, {torch.get_num_threads()} threads")
     for name, loss in contestants.items():
-        memory = extra_memory(loss, problem)
+        memory = extra_memory(partial(loss, problem), [problem.logits])
         print(
             f"  {name:14}{1e3 * times[name]:9.1f} ms  {times[name] / times['asr_kernels']:6.1f}x ours"
             f"  extra memory {memory / 1e6:7.1f} MB = {memory / size:.2f}x the logits",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from asr_kernels.lattice.topology import BLANK, LABEL, REPEAT, RNNT, Arc, Topolo
 LOG_ZERO = -1e30
 
 Criterion = Literal["sum", "max"]
+# (frames, states) of each move
+Moves: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Alignment(NamedTuple):
@@ -78,7 +80,7 @@ class Lattice:
         return 2 if self.rules.topology.repeats else 1
 
     @property
-    def moves(self) -> tuple[tuple[int, int], ...]:
+    def moves(self) -> Moves:
         """(frames, states) of each move, in the order of the arcs' last dimension."""
         return tuple(dict.fromkeys(slot.move for slot in self.slots()))
 
@@ -120,7 +122,8 @@ def scores_to_arcs(scores: Tensor, lattice: Lattice) -> Tensor:
     B, T, width, _ = scores.shape
     moves, rules = lattice.moves, lattice.rules
     S = 2 * width - 1 if rules.topology.repeats else width
-    arcs = scores.new_full((B, T, S, len(moves)), LOG_ZERO)
+    # What belongs to one move is contiguous.
+    arcs = scores.new_full((len(moves), B, T, S), LOG_ZERO).permute(1, 2, 3, 0)
     for slot in lattice.slots():
         arc, move = slot.arc, moves.index(slot.move)
         score = scores[:, :, slot.nodes, arc.symbol]

@@ -16,17 +16,18 @@ float32 resolves 1e-4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from asr_kernels.lattice.arcs import LOG_ZERO
+from asr_kernels.lattice.arcs import LOG_ZERO, Moves
 
 Array = NDArray[np.float64]
-Moves = Sequence[tuple[int, int]]
+# Logarithm of what is nothing beside 1. exp is slow below: 7 times for zeros, 40 times for denormal numbers.
+_TINY = -700.0
 
 
 class Solution(NamedTuple):
@@ -40,10 +41,8 @@ class Solution(NamedTuple):
 
 def log_total(arcs: Array, moves: Moves, frames: list[int], states: list[int], finals: int) -> Array:
     """(B,) log of the sum over all paths of the lattices `arcs` (B, T, S, M); -inf where there is none."""
-    alpha = _Alpha(arcs.shape, moves, rows=len(frames))
-    _fill(alpha, arcs)
-    _recur(alpha, _log_sum)
-    return _totals(alpha, frames, states, finals, _log_sum)
+    alpha = _log_alpha(arcs, moves, frames, states, finals, turned=False)
+    return _totals(alpha, frames, states, finals)
 
 
 def forward_backward(
@@ -51,43 +50,38 @@ def forward_backward(
 ) -> Solution:
     """Sum over all paths of the lattices `arcs` (B, T, S, M), and the posterior of every move."""
     B, T, S, _ = arcs.shape
-    alpha = _Alpha(arcs.shape, moves, rows=2 * B)
-    _fill(alpha, arcs)
-    for b, (T_b, S_b) in enumerate(zip(frames, states, strict=True)):
-        for m, into in enumerate(alpha.into):
-            into[B + b, 1 : T_b + 1, :S_b] = arcs[b, :T_b, :S_b, m][::-1, ::-1]
-        alpha.nodes[B + b, 0, : min(finals, S_b)] = 0.0
-    _recur(alpha, _log_sum)
-    totals = _totals(alpha, frames, states, finals, _log_sum)
-
+    alpha = _log_alpha(arcs, moves, frames, states, finals, turned=True)
+    totals = _totals(alpha[:B], frames, states, finals)
     reach = max(dt for dt, _ in moves), max(ds for _, ds in moves)
     log_beta = np.full((B, T + reach[0], S + reach[1]), LOG_ZERO)
     for b, (T_b, S_b) in enumerate(zip(frames, states, strict=True)):
-        log_beta[b, : T_b + 1, :S_b] = alpha.nodes[B + b, : T_b + 1, :S_b][::-1, ::-1]
-    occupation = np.empty(arcs.shape)
+        log_beta[b, : T_b + 1, :S_b] = alpha[B + b, : T_b + 1, :S_b][::-1, ::-1]
+    occupation = np.empty((arcs.shape[-1], *arcs.shape[:-1]))
     with np.errstate(all="ignore"):
         # alpha / P; without a path it is 0, and a NaN stays
-        share = alpha.nodes[:B, :T] - np.where(totals == -np.inf, np.inf, totals)[:, None, None]
+        share = alpha[:B, :T] - np.where(totals == -np.inf, np.inf, totals)[:, None, None]
         for m, (dt, ds) in enumerate(moves):
-            own = share + arcs[..., m]
+            own = np.add(share, arcs[..., m], out=occupation[m])
             own += log_beta[:, dt : dt + T, ds : ds + S]
-            np.exp(own, out=occupation[..., m])
-    return Solution(totals, occupation)
+            counts = own > _TINY
+            np.maximum(own, _TINY, out=own)
+            np.exp(own, out=own)
+            own *= counts
+    return Solution(totals, np.moveaxis(occupation, 0, -1))
 
 
 def best_path(arcs: Array, moves: Moves, frames: list[int], states: list[int], finals: int) -> Solution:
     """Score of the best path of the lattices `arcs` (B, T, S, M), and the path: 1 for its moves, else 0."""
-    alpha = _Alpha(arcs.shape, moves, rows=len(frames))
-    _fill(alpha, arcs)
-    _recur(alpha, _maximum)
-    totals = _totals(alpha, frames, states, finals, _maximum)
+    skewed = _Skewed(arcs, moves, frames, states, finals, turned=False)
+    skewed.best()
+    alpha = skewed.nodes
+    ends = _ends(alpha, frames, states, finals)
+    totals = ends.max(axis=0)
     occupation = np.zeros(arcs.shape)
     occupation[np.isnan(totals)] = np.nan
     b = np.flatnonzero(np.isfinite(totals))
     t, s = np.array(frames)[b], np.array(states)[b] - 1
-    if finals == 2:
-        before = np.maximum(s - 1, 0)
-        s = np.where(alpha.nodes[b, t, before] > alpha.nodes[b, t, s], before, s)
+    s -= ends[:, b].argmax(axis=0)
     dt, ds = np.array(moves).T
     T = arcs.shape[1]
     while b.size:
@@ -95,7 +89,7 @@ def best_path(arcs: Array, moves: Moves, frames: list[int], states: list[int], f
         t_m, s_m = t[:, None] - dt, s[:, None] - ds
         exists = (t_m >= 0) & (t_m < T) & (s_m >= 0)
         t_m, s_m = t_m.clip(0, T - 1), s_m.clip(0)
-        came = alpha.nodes[b[:, None], t_m, s_m] + arcs[b[:, None], t_m, s_m, np.arange(len(dt))]
+        came = alpha[b[:, None], t_m, s_m] + arcs[b[:, None], t_m, s_m, np.arange(len(dt))]
         m = np.where(exists, came, -np.inf).argmax(axis=1)
         t, s = t - dt[m], s - ds[m]
         occupation[b, t, s, m] = 1.0
@@ -104,58 +98,80 @@ def best_path(arcs: Array, moves: Moves, frames: list[int], states: list[int], f
     return Solution(totals, occupation)
 
 
-class _Alpha:
-    """log alpha, and the scores of the moves that lead into every node, in skewed memory."""
+def _log_alpha(
+    arcs: Array, moves: Moves, frames: list[int], states: list[int], finals: int, turned: bool
+) -> Array:
+    """log alpha (rows, T+1, S) of B lattices and, if `turned`, of the same B turned around."""
+    skewed = _Skewed(arcs, moves, frames, states, finals, turned)
+    skewed.log_sum()
+    return skewed.nodes
 
-    def __init__(self, shape: tuple[int, ...], moves: Moves, rows: int) -> None:
-        _, T, S, M = shape
-        self.moves = moves
-        self.skew = int(any(dt == 0 for dt, _ in moves))
-        self.steps = T + self.skew * (S - 1) + 1
-        # Steps before the first and states before s = 0, always log 0, make every "n-1, s-1" a shifted view.
-        self.margin = max(dt + self.skew * ds for dt, ds in moves), max(ds for _, ds in moves)
-        self.skewed = np.full((self.margin[0] + self.steps, rows, self.margin[1] + S), LOG_ZERO)
-        self.skewed_into = np.full((M, self.steps, rows, S), LOG_ZERO)
-        self.nodes = self._by_node(self.skewed[self.margin[0] :, :, self.margin[1] :], T + 1)
-        """(rows, T+1, S), a view."""
-        self.into = [self._by_node(into, T + 1) for into in self.skewed_into]
-        """For every move (rows, T+1, S), a view: the score of the move that leads to this node."""
+
+class _Skewed:
+    """alpha, and the scores of the moves that lead into every node, with the nodes of a step side by side."""
+
+    def __init__(
+        self, arcs: Array, moves: Moves, frames: list[int], states: list[int], finals: int, turned: bool
+    ) -> None:
+        B, T, S, M = arcs.shape
+        rows = 2 * B if turned else B
+        skew = int(any(dt == 0 for dt, _ in moves))
+        self.lags = [(dt + skew * ds, ds) for dt, ds in moves]
+        steps = T + skew * (S - 1) + 1
+        # Steps before the first and states before s = 0, always log 0, make "n-1, s-1" a shifted view.
+        self.early, self.left = max(lag for lag, _ in self.lags), max(ds for _, ds in self.lags)
+        self.memory = np.full((self.early + steps, rows, self.left + S), LOG_ZERO)
+        self.alpha = self.memory[self.early :, :, self.left :]
+        """(steps, rows, S)"""
+        self.into = np.full((steps, M, rows, S), LOG_ZERO)
+        """Score of the move that leads to this node."""
+        self.nodes = _unskewed(self.alpha, T + 1, skew)
+        """(rows, T+1, S), a view of alpha."""
+        for m, (dt, ds) in enumerate(moves):
+            into = _unskewed(self.into[:, m], T + 1, skew)
+            t, s = max(0, min(T, T + 1 - dt)), max(0, S - ds)
+            into[:B, dt : dt + t, ds : ds + s] = arcs[:, :t, :s, m]
+            for b, (T_b, S_b) in enumerate(zip(frames, states, strict=True)):
+                if turned:
+                    into[B + b, 1 : T_b + 1, :S_b] = arcs[b, :T_b, :S_b, m][::-1, ::-1]
         self.nodes[:, 0, 0] = 0.0
-
-    def _by_node(self, skewed: Array, frames: int) -> Array:
-        step, row, state = skewed.strides
-        shape = skewed.shape[1], frames, skewed.shape[2]
-        return as_strided(skewed, shape, (row, step, self.skew * step + state))
+        for b, S_b in enumerate(states):
+            if turned:
+                self.nodes[B + b, 0, : min(finals, S_b)] = 0.0
 
     def sources(self) -> list[Array]:
-        """For every move (steps, rows, S), a view: log alpha of the node it comes from."""
-        first, left = self.margin
-        S = self.skewed.shape[2] - left
-        views = []
-        for dt, ds in self.moves:
-            lag = dt + self.skew * ds
-            views.append(self.skewed[first - lag : first - lag + self.steps, :, left - ds : left - ds + S])
-        return views
+        """For every move (steps, rows, S), a view: alpha of the node it comes from."""
+        steps, _, S = self.alpha.shape
+        first, left = self.early, self.left
+        return [
+            self.memory[first - lag : first - lag + steps, :, left - ds : left - ds + S]
+            for lag, ds in self.lags
+        ]
+
+    def best(self) -> None:
+        """alpha of the best path to each node."""
+        self._recur(_maximum)
+
+    def log_sum(self) -> None:
+        """alpha of all paths to each node."""
+        self._recur(_log_sum)
+
+    def _recur(self, add_up: Callable[[Array, Array], None]) -> None:
+        """Step by step, extend alpha of the sources along the moves and add up."""
+        steps, sources = self.alpha.shape[0], self.sources()
+        terms = np.empty(self.into.shape[1:])
+        with np.errstate(all="ignore"):
+            for n in range(1, steps):
+                into = self.into[n]
+                for m, source in enumerate(sources):
+                    np.add(source[n], into[m], out=terms[m])
+                add_up(terms, self.alpha[n])
 
 
-def _fill(alpha: _Alpha, arcs: Array) -> None:
-    """Put the arcs where they lead, in the first B rows."""
-    B, T, S, _ = arcs.shape
-    for m, ((dt, ds), into) in enumerate(zip(alpha.moves, alpha.into, strict=True)):
-        t, s = max(0, min(T, T + 1 - dt)), max(0, S - ds)
-        into[:B, dt : dt + t, ds : ds + s] = arcs[:, :t, :s, m]
-
-
-def _recur(alpha: _Alpha, add_up: Callable[[Array, Array], None]) -> None:
-    """Fill alpha.nodes, step by step."""
-    sources = alpha.sources()
-    targets = alpha.skewed[alpha.margin[0] :, :, alpha.margin[1] :]
-    terms = np.empty((len(sources), *targets.shape[1:]))
-    with np.errstate(all="ignore"):
-        for n in range(1, alpha.steps):
-            for source, into, term in zip(sources, alpha.skewed_into, terms, strict=True):
-                np.add(source[n], into[n], out=term)
-            add_up(terms, targets[n])
+def _unskewed(skewed: Array, frames: int, skew: int) -> Array:
+    """View (rows, frames, S) of (steps, rows, S): [row, t, s] is [t + skew s, row, s] there."""
+    step, row, state = skewed.strides
+    return as_strided(skewed, (skewed.shape[1], frames, skewed.shape[2]), (row, step, skew * step + state))
 
 
 def _log_sum(terms: Array, out: Array) -> None:
@@ -164,31 +180,36 @@ def _log_sum(terms: Array, out: Array) -> None:
         # log(e^high + e^low); several times faster than np.logaddexp, which is not vectorised
         high, low = np.maximum(*terms, out=out), np.minimum(*terms, out=terms[0])
         low -= high
+        np.maximum(low, _TINY, out=low)
         np.exp(low, out=low)
         np.log1p(low, out=low)
         high += low
     else:
         np.maximum.reduce(terms, axis=0, out=out)
         terms -= out
+        np.maximum(terms, _TINY, out=terms)
         np.exp(terms, out=terms)
-        out += np.log(terms.sum(axis=0))
+        out += np.log(np.add.reduce(terms, axis=0))
 
 
 def _maximum(terms: Array, out: Array) -> None:
     np.maximum.reduce(terms, axis=0, out=out)
 
 
-def _totals(
-    alpha: _Alpha, frames: list[int], states: list[int], finals: int, add_up: Callable[[Array, Array], None]
-) -> Array:
-    """(B,) total of the final states; -inf without a path."""
-    b = np.arange(len(frames))
-    last = np.array(states) - 1
-    ends = [alpha.nodes[b, frames, last]]
-    if finals == 2:
-        before = alpha.nodes[b, frames, np.maximum(last - 1, 0)]
-        ends.append(np.where(last > 0, before, LOG_ZERO))
-    totals = np.empty(len(frames))
-    add_up(np.stack(ends), totals)
-    totals[(totals < LOG_ZERO / 2) | (np.array(frames) == 0)] = -np.inf
-    return totals
+def _ends(alpha: Array, frames: list[int], states: list[int], finals: int) -> Array:
+    """(finals, B): alpha (B, T+1, S) of the states in which a path may end; -inf where none arrives."""
+    b, t, s = (
+        np.arange(len(frames)),
+        np.array(frames),
+        np.array(states)[None] - 1 - np.arange(finals)[:, None],
+    )
+    ends = np.where(s >= 0, alpha[b, t, s.clip(0)], -np.inf)
+    ends[(ends < LOG_ZERO / 2) | (t == 0)] = -np.inf
+    return ends
+
+
+def _totals(alpha: Array, frames: list[int], states: list[int], finals: int) -> Array:
+    """(B,) log of the sum over all paths; -inf where there is none."""
+    ends = _ends(alpha, frames, states, finals)
+    with np.errstate(all="ignore"):
+        return ends[0] if finals == 1 else np.logaddexp.reduce(ends, axis=0)

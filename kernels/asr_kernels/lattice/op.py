@@ -17,6 +17,7 @@ from asr_kernels.lattice import cpu, reference
 from asr_kernels.lattice.arcs import (
     Alignment,
     Lattice,
+    Moves,
     occupation_to_alignment,
     occupation_to_gradient,
     scores_to_arcs,
@@ -34,43 +35,69 @@ def lattice_loss(scores: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
     scores = _with_durations(scores, lattice)
     if backend == "reference":
         return reference.lattice_loss(scores, lattice)
-    return cast(Tensor, _LatticeLoss.apply(scores, lattice, backend, torch.is_grad_enabled()))
+    solve = torch.is_grad_enabled() and scores.requires_grad
+    return cast(Tensor, _LatticeLoss.apply(scores, lattice, backend, solve)[0])
+
+
+def lattice_loss_and_occupation(scores: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
+    """`lattice_loss`, and the occupation (B, T, U+1, K) of the symbols: how probable their arcs are.
+
+    The occupation is what FastEmit makes of it, and has no gradient.
+    """
+    if backend == "reference":
+        with torch.enable_grad():
+            leaf = scores.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(lattice_loss(leaf, lattice, backend).sum(), leaf)
+        return lattice_loss(scores, lattice, backend), -gradient
+    losses, gradient = _LatticeLoss.apply(_with_durations(scores, lattice), lattice, backend, True)
+    return losses, -gradient
 
 
 def best_alignment(scores: Tensor, lattice: Lattice, backend: Backend) -> Alignment:
     """The best path, from scores (B, T, U+1, K) as in `lattice_loss`."""
     scores = _with_durations(scores.detach(), lattice)
-    totals, occupation = best_path(scores_to_arcs(scores, lattice), lattice, backend)
+    totals, occupation = _best_path(scores_to_arcs(scores, lattice), lattice, backend)
     return occupation_to_alignment(occupation, totals, lattice)
 
 
-def forward_backward(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Log of the sum over all paths (B,), and the posteriors (B, T, S, M) of the moves, from their scores."""
-    return _solve("forward_backward", arcs, lattice, backend)
+def best_moves(
+    arcs: Tensor, moves: Moves, frames: list[int], states: list[int], finals: int, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    """Score (B,) of the best path of any lattice of arcs (B, T, S, M), and where it goes, zeros and ones."""
+    return _solve("best_path", arcs, (moves, frames, states, finals), backend)
 
 
-def best_path(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Score (B,) of the best path, and where it goes: (B, T, S, M) of zeros and ones."""
-    return _solve("best_path", arcs, lattice, backend)
-
-
-def log_total(arcs: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
+def _log_total(arcs: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
     """Log of the sum over all paths (B,)."""
-    options = lattice.moves, lattice.frames, lattice.states, lattice.finals
     if backend == "triton":
         from asr_kernels.lattice import gpu  # triton is imported where it is used
 
-        return gpu.log_total(arcs, *options)
-    return torch.from_numpy(cpu.log_total(arcs.double().cpu().numpy(), *options)).to(arcs)
+        return gpu.log_total(arcs, *_shape(lattice))
+    return torch.from_numpy(cpu.log_total(arcs.double().cpu().numpy(), *_shape(lattice))).to(arcs)
 
 
-def _solve(what: str, arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
-    options = lattice.moves, lattice.frames, lattice.states, lattice.finals
+def _forward_backward(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
+    """Log of the sum over all paths (B,), and the posteriors (B, T, S, M) of the moves."""
+    return _solve("forward_backward", arcs, _shape(lattice), backend)
+
+
+def _best_path(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
+    return _solve("best_path", arcs, _shape(lattice), backend)
+
+
+def _shape(lattice: Lattice) -> tuple[Moves, list[int], list[int], int]:
+    return lattice.moves, lattice.frames, lattice.states, lattice.finals
+
+
+def _solve(
+    what: str, arcs: Tensor, shape: tuple[Moves, list[int], list[int], int], backend: Backend
+) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         from asr_kernels.lattice import gpu
 
-        return cast(tuple[Tensor, Tensor], getattr(gpu, what)(arcs, *options))
-    totals, occupation = getattr(cpu, what)(arcs.double().cpu().numpy(), *options)
+        totals, occupation = getattr(gpu, what)(arcs, *shape)
+        return totals, occupation
+    totals, occupation = getattr(cpu, what)(arcs.double().cpu().numpy(), *shape)
     return torch.from_numpy(totals).to(arcs), torch.from_numpy(occupation).to(arcs)
 
 
@@ -83,20 +110,25 @@ def _with_durations(scores: Tensor, lattice: Lattice) -> Tensor:
 
 
 class _LatticeLoss(torch.autograd.Function):
-    """Losses (B,); their gradient is minus the occupation, known at once from forward-backward."""
+    """Losses (B,) and their gradient at the scores, which is minus the occupation of the symbols."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, lattice: Lattice, backend: Backend, grad_enabled: bool) -> Tensor:
+    def forward(
+        ctx: Any, scores: Tensor, lattice: Lattice, backend: Backend, solve: bool
+    ) -> tuple[Tensor, Tensor | None]:
         arcs = scores_to_arcs(scores, lattice)
         best = lattice.rules.criterion == "max"
-        if not (grad_enabled and ctx.needs_input_grad[0]):
-            return -(best_path(arcs, lattice, backend)[0] if best else log_total(arcs, lattice, backend))
-        totals, occupation = (best_path if best else forward_backward)(arcs, lattice, backend)
-        ctx.save_for_backward(scores, occupation_to_gradient(occupation, scores, lattice))
-        return -totals
+        if not solve:
+            totals = _best_path(arcs, lattice, backend)[0] if best else _log_total(arcs, lattice, backend)
+            return -totals, None
+        totals, occupation = (_best_path if best else _forward_backward)(arcs, lattice, backend)
+        gradient = occupation_to_gradient(occupation, scores, lattice)
+        ctx.save_for_backward(scores, gradient)
+        ctx.mark_non_differentiable(gradient)
+        return -totals, gradient
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scores, gradient = ctx.saved_tensors
         with torch.no_grad():
             weights = grad_losses.to(gradient.dtype)[:, None, None, None]

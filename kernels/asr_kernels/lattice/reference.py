@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asr_kernels.lattice.arcs import Lattice, Rules
+from asr_kernels.lattice.arcs import LOG_ZERO, Lattice, Rules
 from asr_kernels.lattice.topology import LABEL, REPEAT, Arc
 
 
@@ -49,6 +49,7 @@ class Node(NamedTuple):
 
 def lattice_loss(scores: Tensor, lattice: Lattice) -> Tensor:
     """Losses (B,) from the log-probabilities (B, T, U+1, K) of the topology's symbols, durations included."""
+    scores = torch.where(scores <= LOG_ZERO, -math.inf, scores)
     losses = [
         utterance_loss(scores[b, :T, : U + 1], lattice.targets[b, :U].tolist(), lattice.rules, b)
         for b, (T, U) in enumerate(zip(lattice.frames, lattice.labels, strict=True))
@@ -69,7 +70,11 @@ def utterance_loss(scores: Tensor, targets: Sequence[int], rules: Rules, b: int 
             continue
         for arc in rules.topology.arcs:
             if allowed(arc, node, T, targets, rules, b):
-                to = Node(node.t + arc.frames, node.u + arc.labels, rules.topology.repeats and arc.kind in (LABEL, REPEAT))
+                to = Node(
+                    node.t + arc.frames,
+                    node.u + arc.labels,
+                    rules.topology.repeats and arc.kind in (LABEL, REPEAT),
+                )
                 incoming[to].append(log_alpha[node] + arc_score(arc, node, scores, rules))
     finals = [log_alpha[node] for h in held if (node := Node(T, U, h)) in log_alpha]
     total = add_up(finals, rules) if finals and T > 0 else scores.new_tensor(-math.inf)

@@ -25,6 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asr_kernels.nodes import Nodes
+
 # Elements of a piece: 1 MB of float32, shared by the threads, stays in their second-level caches.
 _PIECE = 1 << 18
 # Sums of exp(logit) within these bounds lose nothing by not subtracting the largest logit first.
@@ -36,28 +38,6 @@ _NEGLIGIBLE = {torch.float32: 1e-30, torch.float64: 1e-300}
 
 # Slices of utterances, frames and places in the band.
 Piece: TypeAlias = tuple[slice, slice, slice]
-
-
-class Nodes(NamedTuple):
-    """Which nodes (B, T, W) of a batch are part of its lattices."""
-
-    frames: list[int]
-    labels: list[int]
-    width: int
-    first: Tensor | None = None
-    """(B, T) int64: label count of the first of the W places of each frame; None for 0."""
-
-    def valid(self, T: int, device: torch.device) -> Tensor:
-        """(B, T, W) bool."""
-        u = torch.arange(self.width, device=device)[None, None]
-        if self.first is not None:
-            u = u + self.first[:, :, None]
-        T_b, U_b = (torch.tensor(x, device=device)[:, None, None] for x in (self.frames, self.labels))
-        return (torch.arange(T, device=device)[None, :, None] < T_b) & (u <= U_b)
-
-    def widths(self) -> list[int]:
-        """Places to visit per frame of each utterance."""
-        return [U + 1 if self.first is None else self.width for U in self.labels]
 
 
 class Reading(NamedTuple):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from asr_kernels.autograd import NoSecondDerivative
 from asr_kernels.dispatch import Backend
+from asr_kernels.nodes import Nodes
 from asr_kernels.rnnt import cpu, reference
-from asr_kernels.rnnt.cpu import Nodes, Reading
+from asr_kernels.rnnt.cpu import Reading
 
 
 def symbol_scores(logits: Tensor, symbols: Tensor, nodes: Nodes, vocab: int, backend: Backend) -> Tensor:

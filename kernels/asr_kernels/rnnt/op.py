@@ -11,7 +11,7 @@ from asr_kernels.dispatch import Backend
 from asr_kernels.lattice.arcs import Alignment, Criterion
 from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import RNNT, Topology
-from asr_kernels.rnnt.cpu import Nodes
+from asr_kernels.nodes import Nodes
 from asr_kernels.rnnt.function import symbol_scores
 
 

@@ -1,0 +1,223 @@
+"""Scores of symbols from the joiner's inputs, fast: the logits exist for one cache-sized chunk at a time.
+
+The joiner is logits = activation(encoder_t + predictor_u) W^T + bias (reference.py). A chunk is a list of
+nodes (t, u), gathered by index, so that the same code serves the whole lattice, a pruned band of it, many
+short utterances at once, and the few nodes that are live in a sparse backward. Written in torch operations,
+the matrix products and softmaxes into buffers made once.
+
+Forward, per chunk: the activations h, the logits z, their log-softmax in place, the symbols' columns of it.
+
+Backward, per chunk of live nodes: h and z again and, with p the softmax, g_k the gradient at the score of
+symbol k, gamma = -sum_k g_k (the node's occupation), and columns beyond the vocabulary outside the softmax::
+
+    dz_v = gamma p_v + sum over k with symbol_k = v of g_k
+    dW += dz^T h    dbias += sum over nodes of dz    d(encoder_t + predictor_u) = (dz W) activation'
+
+The symbols' columns of dz are formed in float64, because their difference cancels where the model is sure.
+A node is live if sum_k |g_k| is more than `skip_below` of the largest in its utterance. Each frame, and each
+label, has a total occupation of one, so what is skipped is small beside what its sums already hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asr_kernels.nodes import Nodes
+
+# Elements of a chunk, of its logits or its activations: 2 MB of float32 stays in the caches, and the matrix
+# products are long enough for their full speed.
+_CHUNK = 1 << 19
+# But at least as many nodes: with fewer, the products wait for the weight more than they compute.
+_NODES = 128
+# Gradients below this are zero: 23 orders under float32 rounding, and short of the denormal numbers that
+# would make arithmetic several times slower.
+_NEGLIGIBLE = {torch.float32: 1e-30, torch.float64: 1e-300}
+
+
+class Reading(NamedTuple):
+    """What the forward pass keeps, V times smaller than the logits."""
+
+    scores: Tensor
+    """(B, T, W, K) float64: log-probabilities, or raw logits of columns outside the softmax; 0 outside."""
+
+
+class Gradients(NamedTuple):
+    """As the inputs, in their dtypes; None where not asked for."""
+
+    encoder: Tensor | None
+    predictor: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def read(
+    encoder: Tensor,
+    predictor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    symbols: Tensor,
+    frames: list[int],
+    labels: list[int],
+    first: Tensor | None,
+    vocab: int,
+    activation: str,
+) -> Reading:
+    """Scores of `symbols` (B, 1 or T, W, K) by encoder (B, T, D), predictor (B, U+1, D), weight (V, D).
+
+    `first` (B, T) is the u of the first of the W nodes of each frame, None for 0; `bias` is (V,). The softmax
+    is over the first `vocab` columns.
+    """
+    batch = _Batch(encoder, predictor, symbols, first)
+    joiner = _Joiner(encoder, predictor, weight, bias, activation)
+    scores = torch.zeros(batch.shape, dtype=torch.float64, device=encoder.device)
+    for chunk in batch.chunks(batch.valid(frames, labels), joiner.chunk):
+        logits = joiner.logits(joiner.hidden(chunk))
+        torch.log_softmax(logits[:, :vocab], -1, out=logits[:, :vocab])
+        scores.view(-1, scores.shape[-1])[chunk.nodes] = logits.gather(-1, chunk.symbols).double()
+    return Reading(scores)
+
+
+def spread(
+    encoder: Tensor,
+    predictor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    symbols: Tensor,
+    reading: Reading,
+    grad_scores: Tensor,
+    frames: list[int],
+    labels: list[int],
+    first: Tensor | None,
+    vocab: int,
+    activation: str,
+    *,
+    skip_below: float,
+    needs: Sequence[bool] = (True, True, True, True),
+) -> Gradients:
+    """The gradients that are in `needs`, from that at the scores, float64; arguments as for `read`."""
+    batch = _Batch(encoder, predictor, symbols, first)
+    joiner = _Joiner(encoder, predictor, weight, bias, activation)
+    wanted = zip((joiner.encoder, joiner.predictor, joiner.weight, joiner.bias), needs, strict=True)
+    sums = [torch.zeros_like(x) if need and x is not None else None for x, need in wanted]
+    d_encoder, d_predictor, d_weight, d_bias = sums
+    live = _live(grad_scores, batch.valid(frames, labels), skip_below, _NEGLIGIBLE[joiner.dtype])
+    per_node = [x.reshape(-1, symbols.shape[-1]) for x in (reading.scores, grad_scores)]
+    for chunk in batch.chunks(live, joiner.chunk):
+        hidden = joiner.hidden(chunk)
+        logits = joiner.logits(hidden)
+        scores, grads = (x[chunk.nodes] for x in per_node)
+        grad = _logit_gradient(logits, chunk.symbols, scores, grads, vocab)
+        if d_weight is not None:
+            d_weight.addmm_(grad.t(), hidden)
+        if d_bias is not None:
+            d_bias += grad.sum(0)
+        if d_encoder is None and d_predictor is None:
+            continue
+        d_sum = joiner.backward(grad, hidden)
+        if d_encoder is not None:
+            d_encoder.index_add_(0, chunk.encoder, d_sum)
+        if d_predictor is not None:
+            d_predictor.index_add_(0, chunk.predictor, d_sum)
+    given = encoder, predictor, weight, bias
+    pairs = zip(sums, given, strict=True)
+    return Gradients(*(None if x is None or y is None else x.to(y.dtype).view(y.shape) for x, y in pairs))
+
+
+def _live(grad_scores: Tensor, valid: Tensor, skip_below: float, negligible: float) -> Tensor:
+    """Which nodes (B, T, W) have a gradient to speak of; NaN counts as one."""
+    total = torch.where(valid, grad_scores.abs().sum(-1), 0.0)
+    if skip_below == 0.0 or total.numel() == 0:
+        return valid & ~(total <= negligible)
+    return valid & ~(total <= (skip_below * total.amax((1, 2), keepdim=True)).clamp_(min=negligible))
+
+
+def _logit_gradient(logits: Tensor, symbols: Tensor, scores: Tensor, grads: Tensor, vocab: int) -> Tensor:
+    """Gradient (n, V) at the logits, in their place, from the gradients (n, K) at the scores of symbols."""
+    gamma = -torch.where(symbols < vocab, grads, 0.0).sum(-1, keepdim=True)
+    # The symbols that are one column add up, and each writes the same sum.
+    same = symbols[:, :, None] == symbols[:, None, :]
+    own = torch.where(same, grads[:, None, :], 0.0).sum(-1)
+    own += torch.where(symbols < vocab, scores.exp() * gamma, 0.0)
+    torch.softmax(logits[:, :vocab], -1, out=logits[:, :vocab]).mul_(gamma.to(logits.dtype))
+    logits[:, vocab:] = 0.0
+    return logits.scatter_(-1, symbols, own.to(logits.dtype))
+
+
+class _Chunk(NamedTuple):
+    """Some nodes: their places in (B, T, W) and the rows of what they read."""
+
+    nodes: Tensor
+    encoder: Tensor
+    predictor: Tensor
+    symbols: Tensor  # (n, K) the symbols themselves
+
+
+class _Batch:
+    """The nodes (B, T, W) of a batch, numbered in this order."""
+
+    def __init__(self, encoder: Tensor, predictor: Tensor, symbols: Tensor, first: Tensor | None) -> None:
+        self.shape = (*encoder.shape[:2], *symbols.shape[2:])
+        self.width = predictor.shape[1]
+        self.symbols = symbols.reshape(-1, symbols.shape[-1])
+        self.per_frame = symbols.shape[1] > 1
+        self.first = first
+
+    def valid(self, frames: list[int], labels: list[int]) -> Tensor:
+        """(B, T, W) bool: within the lengths."""
+        _, T, W, _ = self.shape
+        return Nodes(frames, labels, W, self.first).valid(T, self.symbols.device)
+
+    def chunks(self, chosen: Tensor, size: int) -> Iterator[_Chunk]:
+        """The nodes chosen by the mask (B, T, W), up to `size` at a time."""
+        _, T, W, _ = self.shape
+        for nodes in torch.split(chosen.flatten().nonzero().squeeze(-1), size):
+            encoder = nodes // W
+            b, w = encoder // T, nodes % W
+            u = w if self.first is None else w + self.first.flatten()[encoder]
+            symbols = self.symbols[nodes if self.per_frame else b * W + w]
+            yield _Chunk(nodes, encoder, b * self.width + u, symbols)
+
+
+class _Joiner:
+    """The joiner for a chunk at a time, in buffers that the next chunk overwrites."""
+
+    def __init__(
+        self, encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+    ) -> None:
+        given = [x.dtype for x in (encoder, predictor, weight, bias) if x is not None]
+        self.dtype = reduce(torch.promote_types, given, torch.float32)
+        V, D = weight.shape
+        self.encoder, self.predictor = (x.to(self.dtype).reshape(-1, D) for x in (encoder, predictor))
+        self.weight = weight.to(self.dtype)
+        self.bias = None if bias is None else bias.to(self.dtype)
+        self.tanh = activation == "tanh"
+        self.chunk = max(_NODES, _CHUNK // max(V, D))
+        rows = min(self.chunk, self.encoder.shape[0] * predictor.shape[1])
+        self._hidden, self._other = (self.weight.new_empty(rows, D) for _ in range(2))
+        self._logits = self.weight.new_empty(rows, V)
+
+    def hidden(self, chunk: _Chunk) -> Tensor:
+        """Activations (n, D)."""
+        n = len(chunk.nodes)
+        torch.index_select(self.encoder, 0, chunk.encoder, out=self._hidden[:n])
+        torch.index_select(self.predictor, 0, chunk.predictor, out=self._other[:n])
+        total = self._hidden[:n].add_(self._other[:n])
+        return total.tanh_() if self.tanh else total.relu_()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V)."""
+        out = self._logits[: len(hidden)]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+
+    def backward(self, grad: Tensor, hidden: Tensor) -> Tensor:
+        """Gradient (n, D) at what the activation is of, from that at the logits (n, V). Ruins `hidden`."""
+        out = torch.mm(grad, self.weight, out=self._other[: len(grad)])
+        # tanh' = 1 - tanh^2; relu is positive where its derivative is 1
+        return out.addcmul_(out, hidden.square_(), value=-1.0) if self.tanh else out.mul_(hidden.sign_())

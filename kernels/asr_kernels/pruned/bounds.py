@@ -1,0 +1,46 @@
+"""Which label positions to keep at each frame: the band with the most occupation a path can follow.
+
+A band of S positions starts at p(t), with p(0) = 0, 0 <= p(t+1) - p(t) < S so that a path can pass from one
+frame's positions to the next one's, and p(T-1) + S > U so that it arrives. Kuang et al. 2022 take the best p(t)
+of each frame and mend what does not fit (section 3.3); here the sum over frames of the occupation kept,
+
+    sum_t sum_{p(t) <= u < p(t)+S} o(t, u)
+
+is as large as such a band can make it. That is the best path of a lattice whose states are p and whose
+moves consume a frame and shift the band by 0 to S-1, so it takes no code of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from asr_kernels.dispatch import Backend
+from asr_kernels.lattice.arcs import LOG_ZERO
+from asr_kernels.lattice.op import best_moves
+
+
+def first_kept(occupation: Tensor, frames: list[int], labels: list[int], S: int, backend: Backend) -> Tensor:
+    """p (B, T) from node occupations (B, T, U+1), zero outside the lattices; S <= U+1.
+
+    Utterances with too few frames for a band to reach their last label get the one that comes closest.
+    """
+    B, T, width = occupation.shape
+    device = occupation.device
+    kept = functional.pad(occupation.double().cumsum(dim=-1), (1, 0)).unfold(-1, S + 1, 1)
+    kept = kept[..., -1] - kept[..., 0]  # (B, T, P): occupation of the S positions from p on
+    reach = [max(0, T_b - 1) * (S - 1) for T_b in frames]
+    starts = [max(1, min(U_b + 2 - S, far + 1)) for U_b, far in zip(labels, reach, strict=True)]
+    moves = tuple((1, shift) for shift in range(S))
+    t = torch.arange(T, device=device)[:, None, None]
+    p = torch.arange(width + 1 - S, device=device)[:, None]
+    shift = torch.arange(S, device=device)
+    T_b, P_b = (torch.tensor(x, device=device)[:, None, None, None] for x in (frames, starts))
+    # The last frame's band stays where it is, at the last position.
+    exists = (t < T_b) & (p + shift < P_b) & ((t + 1 < T_b) | (shift == 0))
+    arcs = torch.where(exists.movedim(-1, 0), kept, LOG_ZERO).movedim(0, -1)
+    _, path = best_moves(arcs, moves, frames, starts, 1, backend)
+    found = (path.sum(dim=-1) * p[:, 0]).sum(dim=-1).long()
+    last = torch.tensor(starts, device=device)[:, None] - 1
+    return torch.where(t[None, :, 0, 0] < T_b[:, :, 0, 0], found, last)

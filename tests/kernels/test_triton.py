@@ -1,0 +1,32 @@
+"""Runs triton_checks.py in a process of its own: triton is interpreted or not from its import on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKS = Path(__file__).with_name("triton_checks.py")
+
+
+@pytest.mark.parametrize("where", ["interpreter", "gpu"])
+def test_kernels_equal_the_cpu_path(where: str) -> None:
+    pytest.importorskip("triton", reason="no Triton for this platform")
+    if where == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU: the kernels run in Triton's interpreter and are compiled ahead of time")
+    environment = os.environ | {"TRITON_INTERPRET": str(int(where == "interpreter"))}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CHECKS)]
+    result = subprocess.run(
+        command, env=environment, cwd=CHECKS.parents[2], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    """Where there is no GPU nobody waits for a compiler to load."""
+    program = "import asr_kernels, sys; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

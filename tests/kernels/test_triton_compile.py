@@ -1,0 +1,167 @@
+"""Every Triton kernel compiles ahead of time for A100 and H100, and none spills registers to memory.
+
+The launchers run as they are, on tensors of realistic widths, but with kernels that note their arguments;
+those are compiled as Triton would on a GPU. The table that this prints stands in kernels/README.md.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from asr_kernels.nodes import Nodes
+
+triton = pytest.importorskip("triton", reason="no Triton for this platform")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET is set, and interpreted kernels do not compile", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
+from asr_kernels.fused import jit as fused_jit  # noqa: E402
+from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
+from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit)
+RNNT = ((1, 0), (0, 1))
+CTC = ((1, 0), (1, 1), (1, 2))
+TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+def lattices(moves: tuple[tuple[int, int], ...], S: int, finals: int = 1) -> None:
+    arcs, lengths = torch.zeros(1, 7, S, len(moves)), ([7], [S])
+    lattice_gpu.forward_backward(arcs, moves, *lengths, finals)
+    lattice_gpu.best_path(arcs, moves, *lengths, finals)
+
+
+def logits(V: int, K: int, dtype: torch.dtype) -> None:
+    x, symbols = torch.zeros(1, 7, 5, V, dtype=dtype), torch.zeros(1, 1, 5, K, dtype=torch.int64)
+    nodes = Nodes([7], [4], 5)
+    reading = rnnt_gpu.read(x, symbols, nodes, V)
+    rnnt_gpu.spread(x, symbols, reading, torch.ones(1, 7, 5, K), nodes, V)
+
+
+def joiner(V: int, K: int, dtype: torch.dtype, band: bool = False) -> None:
+    D, W = 512, 5
+    inputs = [torch.zeros(shape, dtype=dtype) for shape in ((1, 7, D), (1, W + band, D), (V, D), (V,))]
+    symbols = torch.zeros(1, 7 if band else 1, W, K, dtype=torch.int64)
+    first = torch.zeros(1, 7, dtype=torch.int64) if band else None
+    options = [7], [4], first, V, "tanh"
+    reading = fused_gpu.read(*inputs, symbols, *options)
+    grad = torch.ones(1, 7, W, K)
+    fused_gpu.spread(*inputs, symbols, reading, grad, *options, skip_below=0.0)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "RNN-T, 100 states": lambda: lattices(RNNT, 100),
+    "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
+    "TDT, 1000 states": lambda: lattices(TDT, 1000),
+    "500 logits, bf16": lambda: logits(500, 2, torch.bfloat16),
+    "5000 logits, TDT, fp32": lambda: logits(5000, 7, torch.float32),
+    "joiner, bf16": lambda: joiner(1024, 2, torch.bfloat16),
+    "joiner, TDT, bf16": lambda: joiner(1029, 7, torch.bfloat16),
+    "joiner, band, bf16": lambda: joiner(500, 2, torch.bfloat16, band=True),
+    "joiner, fp32": lambda: joiner(500, 2, torch.float32),
+}
+
+
+class Recorder:
+    """In place of a kernel: notes the arguments of its launches."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
+
+
+def kernels(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    return ((name, fn) for name, fn in vars(module).items() if name.endswith("_kernel"))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    noted: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    for module in MODULES:
+        for name, kernel in kernels(module):
+            monkeypatch.setattr(module, name, Recorder(kernel, noted))
+    return noted
+
+
+def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
+    wanted = {recorder.kernel for module in MODULES for _, recorder in kernels(module)}
+    for run in CASES.values():
+        run()
+    assert {kernel for kernel, _, _ in launches} == wanted
+    package = Path(lattice_gpu.__file__).parents[1]
+    assert {path.parent.name for path in package.rglob("gpu.py")} == {"lattice", "rnnt", "fused"}
+
+
+@pytest.mark.skipif(not TOOL.exists(), reason=f"no {TOOL} to count registers")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_compile_without_spilling(
+    name: str,
+    capability: int,
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    tile_of = fused_gpu.tile_of
+    monkeypatch.setattr(fused_gpu, "tile_of", lambda dtype, _: tile_of(dtype, (capability // 10, 0)))
+    CASES[name]()
+    seen: set[str] = set()
+    for kernel, args, kwargs in launches:
+        options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+        source = ahead_of_time(kernel, args, kwargs)
+        if source.hash() in seen:
+            continue
+        seen.add(source.hash())
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        binary = tmp_path / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        listing = subprocess.run([TOOL, "-res-usage", binary], capture_output=True, text=True, check=True)
+        usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing.stdout)}
+        with capsys.disabled():
+            print(
+                f"\nsm_{capability} {name:24} {kernel.__name__:24} {usage['REG']:3} registers, "
+                f"{usage['STACK'] + usage['LOCAL']} bytes spilled, {compiled.metadata.shared} bytes shared, "
+                f"{compiled.metadata.num_warps} warps",
+                end="",
+            )
+        assert usage["STACK"] == usage["LOCAL"] == 0
+        assert compiled.metadata.shared <= {80: 99, 90: 227}[capability] * 1024
+
+
+def ahead_of_time(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What Triton would compile for these arguments, all tensors aligned."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    signature, constants, attributes = {}, {}, {}
+    for i, param in enumerate(kernel.params):
+        value = values[param.name]
+        free = not param.do_not_specialize
+        if param.is_constexpr or value is None or (free and isinstance(value, int) and value == 1):
+            signature[param.name], constants[param.name] = "constexpr", value
+            continue
+        tensor = isinstance(value, torch.Tensor)
+        signature[param.name] = TYPES[value.dtype] if tensor else "i32"
+        if tensor or (free and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
