@@ -10,7 +10,7 @@ import torch
 from oracles import Rules
 from torch import Tensor
 
-from asr_kernels import CTC, MONOTONIC, RNNT, Topology, multi_blank, tdt
+from asr_kernels import CTC, MONOTONIC, RNNT, Topology, multi_blank, simple_rnnt_loss, tdt
 
 # "triton" has tests of its own, in the interpreter.
 BACKENDS = ["reference", "cpu"]
@@ -77,6 +77,20 @@ def uneven(B: int, T: int, U: int, V: int, extra: int = 0, seed: int = 0, scale:
     frames = torch.randint(1, T + 1, (B,), generator=rng).tolist()
     labels = torch.randint(0, U + 1, (B,), generator=rng).tolist()
     return make([(T, U), *zip(frames[1:], labels[1:], strict=True)], V, extra, seed=seed, scale=scale)
+
+
+def am_and_lm(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs of the simple loss, (B, T, V) and (B, U+1, V), with the shapes of the case's logits."""
+    rng = torch.Generator().manual_seed(seed)
+    B, T, width, columns = case.logits.shape
+    am = 2 * torch.randn(B, T, columns, generator=rng, dtype=torch.float64)
+    return am, 2 * torch.randn(B, width, columns, generator=rng, dtype=torch.float64)
+
+
+def occupations_of(case: Case, seed: int) -> tuple[Tensor, Tensor]:
+    """Of labels (B, T, U) and blanks (B, T, U+1), by the simple loss of `am_and_lm`."""
+    found = simple_rnnt_loss(*am_and_lm(case, seed), *case[1:])
+    return found.label_occupation, found.blank_occupation
 
 
 class Outcome(NamedTuple):

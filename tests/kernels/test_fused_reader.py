@@ -278,6 +278,13 @@ def test_sure_nodes_keep_their_small_gradients() -> None:
     assert 0 < expected[1][3][0].abs() < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.02, 0.1, 30.0])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_activations_of_any_size(scale: float, activation: str) -> None:
+    case = make(3, 6, 4, 9, 5)._replace(activation=activation)
+    check(case._replace(encoder=case.encoder * scale, predictor=case.predictor * scale))
+
+
 def test_labels_of_probability_zero() -> None:
     """A bias of -inf takes a column out: the others do not notice."""
     case = make(2, 5, 3, 6, 4)

@@ -175,7 +175,9 @@ class _Batch:
     def chunks(self, chosen: Tensor, size: int) -> Iterator[_Chunk]:
         """The nodes chosen by the mask (B, T, W), up to `size` at a time."""
         _, T, W, _ = self.shape
-        for nodes in torch.split(chosen.flatten().nonzero().squeeze(-1), size):
+        everything = chosen.flatten().nonzero().squeeze(-1)
+        for start in range(0, len(everything), size):
+            nodes = everything[start : start + size]
             encoder = nodes // W
             b, w = encoder // T, nodes % W
             u = w if self.first is None else w + self.first.flatten()[encoder]
@@ -207,7 +209,7 @@ class _Joiner:
         torch.index_select(self.encoder, 0, chunk.encoder, out=self._hidden[:n])
         torch.index_select(self.predictor, 0, chunk.predictor, out=self._other[:n])
         total = self._hidden[:n].add_(self._other[:n])
-        return total.tanh_() if self.tanh else total.relu_()
+        return _tanh_(total) if self.tanh else total.relu_()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, V)."""
@@ -221,3 +223,14 @@ class _Joiner:
         out = torch.mm(grad, self.weight, out=self._other[: len(grad)])
         # tanh' = 1 - tanh^2; relu is positive where its derivative is 1
         return out.addcmul_(out, hidden.square_(), value=-1.0) if self.tanh else out.mul_(hidden.sign_())
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """tanh in place; in float32 with an error of up to 1e-7 of 1, or of the largest where all are small.
+
+    As a sigmoid it takes a quarter of the time, wherever MKL's tanh is not at home.
+    """
+    low, high = (float(bound) for bound in x.aminmax())
+    if x.dtype == torch.float64 or max(-low, high) < 0.05:
+        return x.tanh_()
+    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
