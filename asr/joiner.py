@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.config import Config
+from asr.losses.transducer import JoinerInputs
 
 
 class JoinerConfig(Config):
@@ -28,6 +29,7 @@ class Joiner(nn.Module):
 
     def __init__(self, config: JoinerConfig, encoder_dim: int, predictor_dim: int, vocab_size: int) -> None:
         super().__init__()
+        self.config = config
         self.encoder = nn.Linear(encoder_dim, config.dim)
         self.predictor = nn.Linear(predictor_dim, config.dim, bias=False)
         self.output = nn.Linear(config.dim, vocab_size)
@@ -36,6 +38,16 @@ class Joiner(nn.Module):
     def forward(self, encoder: Tensor, predictor: Tensor) -> Tensor:
         """The whole lattice: (B, T, E) and (B, U + 1, P) -> logits (B, T, U + 1, V)."""
         return self.combine(self.encoder(encoder)[:, :, None], self.predictor(predictor)[:, None])
+
+    def projected(self, encoder: Tensor, predictor: Tensor) -> JoinerInputs:
+        """What the losses take: (B, T, E) and (B, U + 1, P), projected, and the output layer."""
+        return JoinerInputs(
+            self.encoder(encoder),
+            self.predictor(predictor),
+            self.output.weight,
+            self.output.bias,
+            self.config.activation,
+        )
 
     def combine(self, encoder: Tensor, predictor: Tensor) -> Tensor:
         """Logits of already projected vectors of broadcastable shapes (..., dim) -> (..., V)."""

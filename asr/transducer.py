@@ -19,7 +19,15 @@ from asr.config import Config
 from asr.encoders import EncoderConfig, EncoderOutput, LstmEncoderConfig, build_encoder
 from asr.joiner import Joiner, JoinerConfig
 from asr.layers.norm import FeatureNorm
-from asr.losses import LossConfig, ctc_frames_needed, ctc_loss, transducer_frames_needed, transducer_loss
+from asr.losses import (
+    LossConfig,
+    Transcripts,
+    ctc_frames_needed,
+    ctc_loss,
+    pruned_transducer_loss,
+    transducer_frames_needed,
+    transducer_loss,
+)
 from asr.predictors import PredictorConfig, StatelessPredictorConfig, build_predictor
 
 BLANK = 0
@@ -68,7 +76,13 @@ class Transducer(nn.Module):
         width = self.encoder.output_dim
         if config.predictor is not None and config.loss.transducer.weight:
             self.predictor = build_predictor(config.predictor, vocab_size, BLANK)
-            self.joiner = Joiner(config.joiner, width, self.predictor.output_dim, vocab_size)
+            loss = config.loss.transducer
+            self.topology = loss.topology.build()
+            columns = vocab_size + self.topology.extra_columns
+            self.joiner = Joiner(config.joiner, width, self.predictor.output_dim, columns)
+            if loss.kind == "pruned":
+                self.simple_encoder = nn.Linear(width, vocab_size)
+                self.simple_predictor = nn.Linear(self.predictor.output_dim, vocab_size, bias=False)
         self.ctc = nn.Linear(width, vocab_size) if config.loss.ctc.weight else None
 
     @property
@@ -81,19 +95,24 @@ class Transducer(nn.Module):
         out: EncoderOutput = self.encoder(self.norm(features), feature_lengths, state)
         return out
 
-    def losses(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Losses:
-        """Losses (B,) of encoder frames (B, T', E) against transcripts (B, U) padded with anything."""
+    def losses(
+        self,
+        encoded: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+        step: int | None = None,
+    ) -> Losses:
+        """Losses (B,) of encoder frames (B, T', E) against transcripts (B, U) padded with anything.
+
+        `step` is the optimiser step, for criteria that warm up; None is after that.
+        """
         config = self.config.loss
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
         transducer = ctc = None
         if self.has_transducer:
-            valid = torch.arange(targets.shape[1], device=targets.device)[None] < target_lengths[:, None]
-            labels = torch.where(valid, targets, torch.full_like(targets, self.blank))
-            encoded_frames = encoded[:, : int(lengths.max())]
-            logits = self.joiner(encoded_frames, self.predictor.whole(labels))
-            transducer = transducer_loss(
-                config.transducer, logits, targets, lengths, target_lengths, self.blank
-            )
+            to = Transcripts(targets, lengths, target_lengths, self.blank)
+            transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, step)
             total = total + config.transducer.weight * transducer
         if self.ctc is not None:
             ctc = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.blank)
@@ -103,6 +122,19 @@ class Transducer(nn.Module):
             )
         return Losses(total, transducer, ctc)
 
+    def _transducer_loss(self, frames: Tensor, to: Transcripts, step: int | None) -> Tensor:
+        """(B,) losses by the configured kind."""
+        loss = self.config.loss.transducer
+        valid = torch.arange(to.targets.shape[1], device=frames.device)[None] < to.target_lengths[:, None]
+        spoken = self.predictor.whole(torch.where(valid, to.targets, self.blank))
+        joiner = self.joiner.projected(frames, spoken)
+        if loss.kind == "pruned":
+            am, lm = self.simple_encoder(frames), self.simple_predictor(spoken)
+            return pruned_transducer_loss(loss, am, lm, joiner, to, step)
+        return transducer_loss(loss, joiner, to)
+
     def frames_needed(self, target: Sequence[int]) -> int:
         """Fewest encoder frames from which `target` can be trained; an auxiliary CTC head asks for none."""
-        return transducer_frames_needed(len(target)) if self.has_transducer else ctc_frames_needed(target)
+        if self.has_transducer:
+            return transducer_frames_needed(self.config.loss.transducer, target)
+        return ctc_frames_needed(target)

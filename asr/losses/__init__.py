@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from asr.config import Config
 from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_loss
-from asr.losses.transducer import TransducerLossConfig, transducer_frames_needed, transducer_loss
+from asr.losses.topology import TopologyConfig
+from asr.losses.transducer import (
+    JoinerInputs,
+    PrunedLossConfig,
+    Transcripts,
+    TransducerLossConfig,
+    pruned_transducer_loss,
+    transducer_frames_needed,
+    transducer_loss,
+)
 
 
 class LossConfig(Config):
@@ -16,10 +25,15 @@ class LossConfig(Config):
 
 __all__ = [
     "CtcLossConfig",
+    "JoinerInputs",
     "LossConfig",
+    "PrunedLossConfig",
+    "TopologyConfig",
+    "Transcripts",
     "TransducerLossConfig",
     "ctc_frames_needed",
     "ctc_loss",
+    "pruned_transducer_loss",
     "transducer_frames_needed",
     "transducer_loss",
 ]

@@ -150,7 +150,12 @@ class Trainer:
         options, group = self.options, list[BatchResult]()
         for batch in self._timed(self.batches):
             share, precision = 1.0 / options.accumulate, options.precision
-            group.append(train_batch(self.network, batch, share=share, precision=precision, clock=self.clock))
+            step = self.progress.step
+            group.append(
+                train_batch(
+                    self.network, batch, share=share, precision=precision, clock=self.clock, step=step
+                )
+            )
             self._report_non_finite(group[-1], log)
             self.progress.heard_s += batch.duration_s
             if len(group) == options.accumulate:

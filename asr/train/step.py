@@ -28,9 +28,18 @@ class BatchResult(NamedTuple):
 
 
 def train_batch(
-    network: Transducer, batch: Batch, *, share: float, precision: str, clock: Stopwatch
+    network: Transducer,
+    batch: Batch,
+    *,
+    share: float,
+    precision: str,
+    clock: Stopwatch,
+    step: int | None = None,
 ) -> BatchResult:
-    """Add the gradients of the mean loss per label of `batch`, times `share`, to the network's."""
+    """Add the gradients of the mean loss per label of `batch`, times `share`, to the network's.
+
+    `step` is the optimiser step, for criteria that warm up.
+    """
     device = next(network.parameters()).device
     features, lengths, targets, target_lengths = (
         tensor.to(device, non_blocking=True)
@@ -42,7 +51,7 @@ def train_batch(
     boundary = encoded.y.detach().requires_grad_()
     with clock("loss"):
         with autocast:
-            losses = network.losses(boundary, encoded.y_lengths, targets, target_lengths).total
+            losses = network.losses(boundary, encoded.y_lengths, targets, target_lengths, step).total
         finite = torch.isfinite(losses.detach())
         labels = int(target_lengths[finite].sum())
         total = torch.where(finite, losses, torch.zeros_like(losses)).sum()

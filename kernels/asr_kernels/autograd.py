@@ -17,8 +17,10 @@ class NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:
+        """The gradient itself."""
         return grad
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        """Raises RuntimeError."""
         raise RuntimeError('this loss differentiates twice only with backend="reference"')

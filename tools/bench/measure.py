@@ -49,26 +49,31 @@ def resident(field: str) -> int:
 
 
 def plain_rnnt_loss(logits: Tensor, targets: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
-    """log_softmax, skewed gathers, one logaddexp per anti-diagonal; everything else is autograd's."""
-    B, T, width, _ = logits.shape
+    """log_softmax, gathers and `plain_lattice_loss`, summed over the batch; everything else is autograd's."""
     log_probs = logits.log_softmax(-1)
-    blank = log_probs[..., 0]
-    index = targets.long()[:, None, :, None].expand(B, T, -1, 1)
+    index = targets.long()[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
     label = log_probs[:, :, :-1].gather(-1, index).squeeze(-1)
+    return plain_lattice_loss(log_probs[..., 0], label, frames, labels).sum()
+
+
+def plain_lattice_loss(blank: Tensor, label: Tensor, frames: Tensor, labels: Tensor) -> Tensor:
+    """Losses (B,) from log-probabilities (B, T, U+1) and (B, T, U): one logaddexp per anti-diagonal."""
+    B, T, width = blank.shape
+    device, dtype = blank.device, blank.dtype
     # [n, b, u] holds node (t, u) = (n - u, u); the padding below never reaches a valid node
-    n, u = torch.arange(T + width - 1)[:, None], torch.arange(width)[None]
+    n, u = torch.arange(T + width - 1, device=device)[:, None], torch.arange(width, device=device)[None]
     outside = (n - u < 0) | (n - u >= T)
     t = (n - u).clamp(0, T - 1)
     blank_n = blank[:, t, u].masked_fill(outside, -1e30).transpose(0, 1)
     label_n = label[:, t[:, :-1], u[:, :-1]].masked_fill(outside[:, :-1], -1e30).transpose(0, 1)
-    start = torch.full((B, width), -1e30, dtype=logits.dtype)
+    start = torch.full((B, width), -1e30, dtype=dtype, device=device)
     start[:, 0] = 0.0
     alphas = [start]
-    none = torch.full((B, 1), -1e30, dtype=logits.dtype)
+    none = torch.full((B, 1), -1e30, dtype=dtype, device=device)
     for step in range(T + width - 2):
         by_label = torch.cat((none, alphas[-1][:, :-1] + label_n[step]), dim=1)
         alphas.append(torch.logaddexp(alphas[-1] + blank_n[step], by_label))
-    each = torch.arange(B)
+    each = torch.arange(B, device=device)
     last, end = (frames + labels - 1).long(), labels.long()
     alpha = torch.stack(alphas)
-    return -(alpha[last, each, end] + blank_n[last, each, end]).sum()
+    return -(alpha[last, each, end] + blank_n[last, each, end])

@@ -36,15 +36,15 @@ def ctc_loss(
         target_lengths: (B,) int32 or int64, labels of each utterance.
         blank: id of blank in [-V, V); negative counts from the end.
         criterion: "sum" over all paths, or "max": minus the log-probability of the best one.
-        alignment: only paths near this one count: what `ctc_align` returned, or (B, U) first frames of labels.
+        alignment: only paths near this one count: from `ctc_align`, or (B, U) first frames of labels.
         alignment_band: how many frames a label may be away from its frames in the alignment.
         reduction: "none" gives (B,), "sum" and "mean" (over the batch) a scalar.
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide.
 
     Returns:
         The loss, float32 (float64 for float64 logits). Too few frames for the labels and the blanks between
-        equal ones give an infinite loss with zero gradient (`torch.nn.functional.ctc_loss`: NaN). The gradient
-        is exactly zero beyond the lengths, whatever stands there.
+        equal ones give an infinite loss with zero gradient (torch's own: NaN). The gradient is exactly zero
+        beyond the lengths, whatever stands there.
 
     Raises:
         ValueError: a shape, dtype, length, target or option that does not fit.

@@ -6,6 +6,7 @@ short utterances at once, and the few nodes that are live in a sparse backward. 
 the matrix products and softmaxes into buffers made once.
 
 Forward, per chunk: the activations h, the logits z, their log-softmax in place, the symbols' columns of it.
+(In the cache, a softmax with its maximum costs no more than exp, sum and subtraction without.)
 
 Backward, per chunk of live nodes: h and z again and, with p the softmax, g_k the gradient at the score of
 symbol k, gamma = -sum_k g_k (the node's occupation), and columns beyond the vocabulary outside the softmax::

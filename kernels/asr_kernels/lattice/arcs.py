@@ -96,7 +96,7 @@ class Slot(NamedTuple):
 
     arc: Arc
     held: bool | None
-    """Whether it leaves states whose last symbol was a label; None if the topology does not tell them apart."""
+    """Whether it leaves states whose last symbol was a label; None where that makes no difference."""
 
     @property
     def move(self) -> tuple[int, int]:

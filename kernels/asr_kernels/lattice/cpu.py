@@ -178,7 +178,8 @@ def _log_sum(terms: Array, out: Array) -> None:
     """out = log sum_m exp(terms[m]); uses up the terms."""
     if len(terms) == 2:
         # log(e^high + e^low); several times faster than np.logaddexp, which is not vectorised
-        high, low = np.maximum(*terms, out=out), np.minimum(*terms, out=terms[0])
+        high = np.maximum(terms[0], terms[1], out=out)
+        low = np.minimum(terms[0], terms[1], out=terms[0])
         low -= high
         np.maximum(low, _TINY, out=low)
         np.exp(low, out=low)
@@ -212,4 +213,5 @@ def _totals(alpha: Array, frames: list[int], states: list[int], finals: int) -> 
     """(B,) log of the sum over all paths; -inf where there is none."""
     ends = _ends(alpha, frames, states, finals)
     with np.errstate(all="ignore"):
-        return ends[0] if finals == 1 else np.logaddexp.reduce(ends, axis=0)
+        totals: Array = ends[0] if finals == 1 else np.logaddexp(ends[0], ends[1])
+    return totals

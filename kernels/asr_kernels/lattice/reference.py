@@ -4,7 +4,7 @@ A node (t, u) says that u labels are out and frame t comes next; where labels ma
 whether the last symbol was a label ("held"). Every arc of the topology that leaves it leads on::
 
     alpha(0, 0) = 1
-    alpha(t, u) = sum over arcs into (t, u) of alpha(t - frames, u - labels) p(symbol | t - frames, u - labels)
+    alpha(t, u) = sum over arcs into (t, u), from (t', u'), of alpha(t', u') p(symbol | t', u')
     P(y | x)    = alpha(T, U)
     loss        = -log P(y | x)
 
@@ -118,7 +118,7 @@ def allowed(arc: Arc, node: Node, T: int, targets: Sequence[int], rules: Rules, 
 
 
 def add_up(log_terms: Sequence[Tensor], rules: Rules) -> Tensor:
-    """The sum, or the maximum, of the terms; those of probability zero are left out: they have no gradient."""
+    """The sum, or the maximum, of the terms; those of probability zero, without gradient, are left out."""
     terms = [term for term in log_terms if not is_zero(term)]
     if not terms:
         return torch.full_like(log_terms[0], -math.inf)

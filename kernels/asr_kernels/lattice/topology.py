@@ -6,7 +6,7 @@ many labels it puts out. A path leads from (0, 0) to (T, U), and its score is th
 arcs. Everything else (losses, best paths, gradients, every backend) follows from the list:
 
     RNNT         blank: 1 frame                   label: 0 frames                    Graves 2012
-    MONOTONIC    blank: 1 frame                   label: 1 frame                     Tripathi et al. 2019; Sak et al. 2017 (RNA)
+    MONOTONIC    blank: 1 frame                   label: 1 frame                     Sak et al. 2017 (RNA)
     CTC          blank: 1 frame                   label, repetition: 1 frame         Graves et al. 2006
     multi_blank  blank: 1 frame, big blanks: d    label: 0 frames                    Xu et al. 2023a
     tdt          blank: d > 0 frames              label: d frames, d predicted       Xu et al. 2023b
@@ -27,13 +27,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-BLANK, LABEL, REPEAT, BIG_BLANK = "blank", "label", "repeat", "big blank"
 Kind = Literal["blank", "label", "repeat", "big blank"]
+BLANK: Final = "blank"
+LABEL: Final = "label"
+REPEAT: Final = "repeat"
+BIG_BLANK: Final = "big blank"
 
 
 class Arc(NamedTuple):
@@ -62,7 +65,7 @@ class Topology:
     big_blanks: int = 0
     """Blanks of more than one frame: that many columns at the end of the logits, within the softmax."""
     durations: int = 0
-    """Columns at the end of the logits that are a distribution over durations, with a softmax of their own."""
+    """Columns at the end of the logits that are a distribution over durations, a softmax of their own."""
     sigma: float = 0.0
     """Subtracted from the log-probability of every symbol (logit under-normalisation: favours few arcs)."""
     ends_with_blank: bool = False
@@ -114,7 +117,7 @@ CTC = Topology("ctc", (Arc(BLANK, 0, 1), Arc(LABEL, 1, 1), Arc(REPEAT, 2, 1)))
 
 
 def multi_blank(durations: Sequence[int] = (2, 4), sigma: float = 0.0) -> Topology:
-    """RNN-T with further blanks that consume `durations` frames: the last columns of the logits, in that order.
+    """RNN-T with further blanks that consume `durations` frames: the last columns of the logits, in order.
 
     Raises ValueError unless the durations are distinct and above 1 and sigma is finite and not negative.
     """

@@ -1,8 +1,8 @@
 """Which label positions to keep at each frame: the band with the most occupation a path can follow.
 
 A band of S positions starts at p(t), with p(0) = 0, 0 <= p(t+1) - p(t) < S so that a path can pass from one
-frame's positions to the next one's, and p(T-1) + S > U so that it arrives. Kuang et al. 2022 take the best p(t)
-of each frame and mend what does not fit (section 3.3); here the sum over frames of the occupation kept,
+frame's positions to the next one's, and p(T-1) + S > U so that it arrives. Kuang et al. 2022 take the best
+p(t) of each frame and mend what does not fit (section 3.3); here the sum over frames of the occupation kept,
 
     sum_t sum_{p(t) <= u < p(t)+S} o(t, u)
 
@@ -26,7 +26,7 @@ def first_kept(occupation: Tensor, frames: list[int], labels: list[int], S: int,
 
     Utterances with too few frames for a band to reach their last label get the one that comes closest.
     """
-    B, T, width = occupation.shape
+    _, T, width = occupation.shape
     device = occupation.device
     kept = functional.pad(occupation.double().cumsum(dim=-1), (1, 0)).unfold(-1, S + 1, 1)
     kept = kept[..., -1] - kept[..., 0]  # (B, T, P): occupation of the S positions from p on

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from asr_kernels import checks, dispatch
-from asr_kernels.dispatch import Backend
 from asr_kernels.fused.function import Activation, joiner_scores
 from asr_kernels.fused.op import SKIP_BELOW, check_joiner
 from asr_kernels.lattice.arcs import LOG_ZERO, Criterion
@@ -61,8 +60,8 @@ def simple_rnnt_loss(
         blank: id of blank.
         am_scale: share of the log-probabilities by am alone (and the unigram) in the scores.
         lm_scale: share of the log-probabilities by lm alone.
-        unigram: (V,) distribution of symbols that `am_scale` works with; None takes the mean of softmax(lm) over
-            the label positions within the lengths. (k2's mean includes the padding.)
+        unigram: (V,) distribution of symbols that `am_scale` works with; None takes the mean of softmax(lm)
+            over the label positions within the lengths. (k2's mean includes the padding.)
         topology: RNNT or MONOTONIC.
 
     Raises:
@@ -81,7 +80,8 @@ def simple_rnnt_loss(
         )
     if not (am_scale >= 0 and lm_scale >= 0 and am_scale + lm_scale <= 1):
         raise ValueError(
-            f"expected am_scale and lm_scale of at least 0 and together at most 1, found {am_scale}, {lm_scale}"
+            "expected am_scale and lm_scale of at least 0 and together at most 1, "
+            f"found {am_scale}, {lm_scale}"
         )
     if unigram is not None:
         checks.floats("unigram", unigram, f"({V},)", (V,))
@@ -175,7 +175,7 @@ def pruned_rnnt_loss(
     reduction: Reduction = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """`rnnt_loss` over the paths within a band of the lattice: logits (B, T, S, V) at label positions `ranges`.
+    """`rnnt_loss` over the paths within a band: logits (B, T, S, V) at label positions `ranges`.
 
     Args:
         logits: (B, T, S, V) float32, float64, bfloat16 or float16, any strides: at frame t and label position
@@ -185,7 +185,6 @@ def pruned_rnnt_loss(
         logit_lengths: (B,).
         target_lengths: (B,).
         blank: id of blank.
-        backend: also "k2", for users who have it (RNN-T topology, criterion "sum", no FastEmit).
 
     Returns:
         The loss as `rnnt_loss` returns it; infinite if no path stays within the band.
@@ -243,13 +242,15 @@ def fused_pruned_rnnt_loss(
     reduction: Reduction = "none",
     backend: str | None = None,
 ) -> Tensor:
-    """`pruned_rnnt_loss` of logits = activation(encoder + predictor) @ weight.T + bias, which are never stored.
+    """`pruned_rnnt_loss` of logits = activation(encoder + predictor) @ weight.T + bias, never stored.
 
     Arguments, result and errors are those of `fused_rnnt_loss` and, for `ranges`, of `pruned_rnnt_loss`.
     """
     checks.reduction(reduction)
     check_joiner(encoder, predictor, weight, bias, activation, skip_below)
     (B, T, _), U = encoder.shape, predictor.shape[1] - 1
+    if ranges.ndim != 3:
+        raise ValueError(f"expected ranges of shape ({B}, {T}, S), found {tuple(ranges.shape)}")
     problem = checks.problem(
         targets,
         logit_lengths,
@@ -308,7 +309,7 @@ def _band(
         )
     K = problem.symbols.shape[-1]
     index = ranges.flatten(1)[..., None].expand(-1, -1, K)
-    symbols = problem.symbols.gather(1, index).unflatten(1, shape[1:])
+    symbols = problem.symbols.gather(1, index).view(*shape, K)
     return _Band(ranges, symbols, Nodes(lattice.frames, lattice.labels, shape[2], first))
 
 

@@ -1,7 +1,7 @@
 """Scores of symbols by the linear joiner, normalised by a matrix product; differentiated by autograd.
 
-With am (B, T, V) and lm (B, U+1, V) (Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR training",
-sections 3.1 and 3.2)::
+With am (B, T, V) and lm (B, U+1, V) (Kuang et al. 2022, "Pruned RNN-T for fast, memory-efficient ASR
+training", sections 3.1 and 3.2)::
 
     log p(v | t, u)  = am_v(t) + lm_v(u) - N(t, u)       N(t, u) = log sum_v exp(am_v(t)) exp(lm_v(u))
     log p_lm(v | u)  = lm_v(u) - log sum_v' exp(lm_v'(u))
@@ -38,7 +38,7 @@ def simple_scores(
     spoken = torch.arange(lm.shape[1], device=am.device)[:, None] <= U_b
     am, lm = torch.where(heard, am, 0.0), torch.where(spoken, lm, 0.0)
     index = symbols.flatten(1)[:, None].expand(-1, am.shape[1], -1)
-    by_am = am.gather(-1, index).unflatten(-1, symbols.shape[1:])
+    by_am = am.gather(-1, index).view(*am.shape[:2], *symbols.shape[1:])
     by_lm = lm.gather(-1, symbols)[:, None]
     scores = by_am + by_lm - _log_norm(am, lm)[..., None]
     if am_scale or lm_scale:
@@ -46,12 +46,19 @@ def simple_scores(
     if lm_scale:
         scores = scores + lm_scale * (by_lm - lm.logsumexp(dim=-1)[:, None, :, None])
     if am_scale:
-        if unigram is None:
-            unigram = torch.where(spoken, lm.softmax(dim=-1), 0.0).sum(dim=(0, 1)) / spoken.sum()
-        prior = unigram.to(am.dtype).log()
+        prior = _log_mean(lm, spoken) if unigram is None else unigram.to(am.dtype).log()
         norm = (am + prior).logsumexp(dim=-1)[:, :, None, None]
         scores = scores + am_scale * (by_am + prior[symbols][:, None] - norm)
     return torch.where(heard[:, :, None] & spoken[:, None], scores, 0.0)
+
+
+def _log_mean(lm: Tensor, spoken: Tensor) -> Tensor:
+    """(V,) log of the mean of softmax(lm) over the positions `spoken` (B, U+1, 1)."""
+    log_probs = torch.where(spoken, lm.log_softmax(dim=-1), -torch.inf)
+    # The gradient of the log of a sum of zeros is not a number; it does not matter which one.
+    never = (log_probs == -torch.inf).all(dim=1).all(dim=0)
+    log_sum = torch.where(never, 0.0, log_probs).flatten(0, 1).logsumexp(dim=0)
+    return torch.where(never, -torch.inf, log_sum) - spoken.sum().log()
 
 
 def _log_norm(am: Tensor, lm: Tensor) -> Tensor:

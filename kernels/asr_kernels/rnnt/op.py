@@ -39,7 +39,7 @@ def rnnt_loss(
         logits: (B, T, U+1, V) float32, float64, bfloat16 or float16, any strides. Not modified. V counts the
             `topology.extra_columns` at the end, if there are any.
         targets: (B, U) int32 or int64; what stands beyond `target_lengths` is ignored, whatever it is.
-        logit_lengths: (B,) int32 or int64, frames of each utterance. On the CPU, a GPU need not be waited for.
+        logit_lengths: (B,) int32 or int64, frames of each utterance. If on the CPU, no GPU is waited for.
         target_lengths: (B,) int32 or int64, labels of each utterance.
         blank: id of blank in [-V, V), without the extra columns; negative counts from the end.
         topology: which paths there are: RNNT, MONOTONIC, CTC, tdt(...) or multi_blank(...).

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def symbol_scores(logits: Tensor, symbols: Tensor, vocab: int) -> Tensor:
-    """(..., K) log-probabilities of the columns `symbols` (..., K); of those from `vocab` on, the raw logits."""
+    """(..., K) log-probabilities of the columns `symbols` (..., K); from `vocab` on, the raw logits."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     columns = torch.cat((logits[..., :vocab].log_softmax(dim=-1), logits[..., vocab:]), dim=-1)
     return columns.gather(-1, symbols.expand(*logits.shape[:-1], -1))

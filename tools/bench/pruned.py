@@ -1,0 +1,238 @@
+"""Time and memory of pruned transducer training on CPU, forward and backward, beside its peers.
+
+    python tools/bench/pruned.py                      # every shape, 2 threads
+    python tools/bench/pruned.py --threads 1 --shapes 8,300,60,500,256
+
+One step from encoder (B, T, D) and predictor (B, U+1, D) to the gradients of both and of all weights: am =
+Linear(encoder) and lm = Linear(predictor), their smoothed simple loss, bounds of 5 label positions, and the loss
+of the joiner Linear(tanh(encoder + predictor)) within them. The peer is the same algorithm in PyTorch
+(plain_pruned.py), which costs what k2's C++ does; k2 and fast_rnnt themselves join where they are installed.
+
+Ours within its own bounds must first agree with the peer in float64 within the same bounds (both losses and
+every gradient to 1e-5; peers to 1e-3) or nothing is printed. Times are medians; memory is the peak resident size
+of one call above the size before it. Printed too: how much of the occupation the bounds keep, and what the
+pruned loss exceeds the exact one by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+import plain_pruned
+import torch
+from measure import clear, extra_memory, seconds
+from torch import Tensor
+from torch.nn import functional
+
+from asr_kernels import fused_pruned_rnnt_loss, fused_rnnt_loss, pruning_bounds, simple_rnnt_loss
+
+SHAPES = "32,60,24,30,128 8,200,40,128,256 8,300,60,500,256"
+S = 5
+LM_SCALE = 0.25
+SIMPLE_SCALE = 0.5
+
+
+class Problem(NamedTuple):
+    encoder: Tensor
+    predictor: Tensor
+    weight: Tensor
+    bias: Tensor
+    am_weight: Tensor
+    am_bias: Tensor
+    lm_weight: Tensor
+    lm_bias: Tensor
+    targets: Tensor
+    logit_lengths: Tensor
+    target_lengths: Tensor
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return list(self[:8])
+
+    @property
+    def joiner(self) -> tuple[Tensor, ...]:
+        return self[:4]
+
+    @property
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        return self.logit_lengths, self.target_lengths
+
+    def am(self) -> Tensor:
+        return functional.linear(self.encoder, self.am_weight, self.am_bias)
+
+    def lm(self) -> Tensor:
+        return functional.linear(self.predictor, self.lm_weight, self.lm_bias)
+
+    def cast(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
+        """Fresh leaves; the lengths stay where they are."""
+        inputs = (x.detach().to(device, dtype).requires_grad_() for x in self.inputs)
+        return Problem(*inputs, self.targets.to(device), *self.lengths)
+
+
+class Losses(NamedTuple):
+    simple: Tensor
+    pruned: Tensor
+    ranges: Tensor  # (B, T, S)
+    kept: Tensor  # share of the simple loss's occupation that the ranges keep
+
+    @property
+    def total(self) -> Tensor:
+        return SIMPLE_SCALE * self.simple + self.pruned
+
+
+Contestant = Callable[..., Losses]
+
+
+def make(B: int, T: int, U: int, V: int, D: int) -> Problem:
+    """Labels are heard at random frames: each symbol has a code, in which frames and weights speak."""
+    torch.manual_seed(0)
+    targets = torch.randint(1, V, (B, U))
+    codes = torch.randn(V, D).sign()
+    heard = torch.zeros(B, T, dtype=torch.int64)
+    heard.scatter_(1, torch.rand(B, T).argsort(1)[:, :U].sort(1).values, targets)
+    inputs = (
+        codes[heard] + torch.randn(B, T, D),
+        torch.randn(B, U + 1, D),
+        *(4 * codes / D, torch.zeros(V)),
+        *(4 * codes / D, torch.zeros(V)),
+        *(torch.randn(V, D) / D, torch.zeros(V)),
+    )
+    lengths = torch.full((B,), T), torch.full((B,), U)
+    return Problem(*(x.requires_grad_() for x in inputs), targets, *lengths)
+
+
+def ours(problem: Problem, ranges: Tensor | None = None) -> Losses:
+    """The step; `ranges` in place of its own bounds."""
+    labels = problem.targets, *problem.lengths
+    simple = simple_rnnt_loss(problem.am(), problem.lm(), *labels, lm_scale=LM_SCALE, reduction="sum")
+    if ranges is None:
+        ranges = pruning_bounds(simple.label_occupation, simple.blank_occupation, *problem.lengths, S)
+    pruned = fused_pruned_rnnt_loss(
+        *problem.joiner, problem.targets, ranges, *problem.lengths, reduction="sum"
+    )
+    return Losses(simple.loss, pruned, ranges, _kept(simple.label_occupation, simple.blank_occupation, ranges))
+
+
+def plain(problem: Problem, ranges: Tensor | None = None) -> Losses:
+    scores = plain_pruned.simple_scores(problem.am(), problem.lm(), problem.targets, LM_SCALE)
+    simple, occupation = plain_pruned.loss_and_occupation(scores, *problem.lengths)
+    if ranges is None:
+        ranges = plain_pruned.pruning_bounds(occupation, *problem.lengths, S)
+    within = plain_pruned.pruned_scores(*problem.joiner, problem.targets, ranges)
+    pruned = plain_pruned.plain_lattice_loss(*within, *problem.lengths).sum()
+    return Losses(simple, pruned, ranges, _kept(occupation.label, occupation.blank, ranges))
+
+
+def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None) -> Losses:
+    """By k2 or fast_rnnt, whose interfaces are the same."""
+    targets = problem.targets.long()
+    boundary = torch.zeros(len(targets), 4, dtype=torch.int64, device=targets.device)
+    boundary[:, 2], boundary[:, 3] = problem.target_lengths, problem.logit_lengths
+    common = {"symbols": targets, "termination_symbol": 0, "boundary": boundary, "reduction": "sum"}
+    simple, (label, blank) = library.rnnt_loss_smoothed(
+        lm=problem.lm(),
+        am=problem.am(),
+        lm_only_scale=LM_SCALE,
+        am_only_scale=0.0,
+        return_grad=True,
+        **common,
+    )
+    if ranges is None:
+        ranges = library.get_rnnt_prune_ranges(px_grad=label, py_grad=blank, boundary=boundary, s_range=S)
+    am, lm = library.do_rnnt_pruning(am=problem.encoder, lm=problem.predictor, ranges=ranges)
+    logits = functional.linear(torch.tanh(am + lm), problem.weight, problem.bias)
+    pruned = library.rnnt_loss_pruned(logits=logits, ranges=ranges, **common)
+    T = problem.encoder.shape[1]
+    kept = _kept(label[..., :T].transpose(1, 2), blank.transpose(1, 2), ranges)
+    return Losses(simple, pruned, ranges, kept)
+
+
+def contestants() -> dict[str, Contestant]:
+    """Whoever is installed; the first is ours."""
+    found: dict[str, Contestant] = {"asr_kernels": ours, "plain PyTorch": plain}
+    for name in ("k2", "fast_rnnt"):
+        if importlib.util.find_spec(name):
+            found[name] = partial(compiled, importlib.import_module(name))
+    return found
+
+
+def step(contestant: Contestant, problem: Problem, ranges: Tensor | None) -> tuple[Losses, list[Tensor]]:
+    clear(problem.inputs)
+    losses = contestant(problem, ranges)
+    losses.total.backward()
+    return losses, [x.grad for x in problem.inputs]
+
+
+def check(name: str, contestant: Contestant, problem: Problem, expected: Problem) -> Losses:
+    """Exit unless losses and gradients (norm) within the contestant's bounds are those of float64."""
+    tolerance = 1e-5 if contestant is ours else 1e-3
+    found = contestant(problem)
+    losses, grads = step(contestant, problem, found.ranges)
+    wanted, wanted_grads = step(plain, expected, found.ranges)
+    pairs = [
+        (losses.simple, wanted.simple),
+        (losses.pruned, wanted.pruned),
+        *zip(grads, wanted_grads, strict=True),
+    ]
+    errors = [float(((x.double() - y).norm() / y.norm()).detach()) for x, y in pairs]
+    if not max(errors) <= tolerance:
+        sys.exit(f"{name} is wrong: losses and gradients off by {' '.join(f'{x:.0e}' for x in errors)}")
+    return found
+
+
+def exact(problem: Problem) -> float:
+    """The joiner's loss over all paths, summed."""
+    with torch.no_grad():
+        return float(
+            fused_rnnt_loss(*problem.joiner, problem.targets, *problem.lengths, reduction="sum").double()
+        )
+
+
+def compare(shape: str, repeats: int) -> None:
+    problem = make(*map(int, shape.split(",")))
+    expected = problem.cast(torch.float64)
+    entries = contestants()
+    found = {name: check(name, contestant, problem, expected) for name, contestant in entries.items()}
+    whole = exact(problem)
+    results = {
+        name: (
+            seconds(lambda entry=entry: entry(problem).total, problem.inputs, repeats),
+            extra_memory(lambda entry=entry: entry(problem).total, problem.inputs),
+        )
+        for name, entry in entries.items()
+    }
+    print(f"\nB,T,U,V,D = {shape}, S = {S}, {torch.get_num_threads()} threads")
+    for name, (time, memory) in results.items():
+        print(
+            f"  {name:14}{1e3 * time:8.1f} ms  ours is {results['asr_kernels'][0] / time:.2f}x that"
+            f"  extra memory {memory / 1e6:6.1f} MB"
+            f"  keeps {float(found[name].kept):.4%}, loss {float(found[name].pruned / whole) - 1:+.2%} of exact",
+            flush=True,
+        )
+
+
+def _kept(label: Tensor, blank: Tensor, ranges: Tensor) -> Tensor:
+    occupation = blank.detach() + functional.pad(label.detach(), (0, 1))
+    return occupation.gather(2, ranges).sum() / occupation.sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V,D separated by spaces")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for shape in arguments.shapes.split():
+        compare(shape, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
