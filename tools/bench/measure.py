@@ -1,13 +1,16 @@
-"""How the benchmarks of losses measure, and the peer that all of them have."""
+"""How the benchmarks of losses measure, and the peers that several of them have."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,6 +25,15 @@ def seconds(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: int) 
         loss().backward()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def turns(losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], repeats: int) -> list[float]:
+    """`seconds` of each, measured in turn, so that a disturbance hits all of them."""
+    times: list[list[float]] = [[] for _ in losses]
+    for _ in range(repeats):
+        for loss, found in zip(losses, times, strict=True):
+            found.append(seconds(loss, inputs, 1))
+    return [statistics.median(found) for found in times]
 
 
 def extra_memory(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> int:
@@ -77,3 +89,17 @@ def plain_lattice_loss(blank: Tensor, label: Tensor, frames: Tensor, labels: Ten
     last, end = (frames + labels - 1).long(), labels.long()
     alpha = torch.stack(alphas)
     return -(alpha[last, each, end] + blank_n[last, each, end])
+
+
+def compiled_peers() -> dict[str, ModuleType]:
+    """The compiled transducer losses with k2's interface that are installed."""
+    names = [name for name in ("k2", "fast_rnnt") if importlib.util.find_spec(name)]
+    return {name: importlib.import_module(name) for name in names}
+
+
+def k2_options(targets: Tensor, frames: Tensor, labels: Tensor) -> dict[str, object]:
+    """Arguments that all of k2's transducer losses take; blank is 0."""
+    boundary = torch.zeros(len(targets), 4, dtype=torch.int64)
+    boundary[:, 2], boundary[:, 3] = labels, frames
+    boundary = boundary.to(targets.device)
+    return {"symbols": targets.long(), "termination_symbol": 0, "boundary": boundary, "reduction": "sum"}

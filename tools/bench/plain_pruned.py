@@ -54,7 +54,7 @@ def loss_and_occupation(scores: Scores, frames: Tensor, labels: Tensor) -> tuple
 
 def pruning_bounds(occupation: Scores, frames: Tensor, labels: Tensor, S: int) -> Tensor:
     """(B, T, S): the best window of each frame, then mended so that a path can follow them."""
-    B, T, width = occupation.blank.shape
+    T, width = occupation.blank.shape[1:]
     S = min(S, width)
     # What leaves by blank within the window, less what enters it from the position before.
     inside = functional.pad(occupation.blank.cumsum(-1), (1, 0)).unfold(-1, S + 1, 1)
@@ -77,7 +77,7 @@ def pruned_scores(
     encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, ranges: Tensor
 ) -> Scores:
     """Of the joiner's logits (B, T, S, V) at the label positions `ranges`; log 0 at all others."""
-    B, T, S = ranges.shape
+    B, T = ranges.shape[:2]
     rows = predictor[torch.arange(B, device=ranges.device)[:, None, None], ranges]
     logits = functional.linear(torch.tanh(encoder[:, :, None] + rows), weight, bias)
     log_norm = logits.logsumexp(-1)

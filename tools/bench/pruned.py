@@ -4,21 +4,19 @@
     python tools/bench/pruned.py --threads 1 --shapes 8,300,60,500,256
 
 One step from encoder (B, T, D) and predictor (B, U+1, D) to the gradients of both and of all weights: am =
-Linear(encoder) and lm = Linear(predictor), their smoothed simple loss, bounds of 5 label positions, and the loss
-of the joiner Linear(tanh(encoder + predictor)) within them. The peer is the same algorithm in PyTorch
-(plain_pruned.py), which costs what k2's C++ does; k2 and fast_rnnt themselves join where they are installed.
+Linear(encoder) and lm = Linear(predictor), their smoothed simple loss, bounds of 5 label positions, and the
+loss of the joiner Linear(tanh(encoder + predictor)) within them. The peer is the same algorithm in PyTorch
+(plain_pruned.py); k2 and fast_rnnt themselves join where they are installed.
 
 Ours within its own bounds must first agree with the peer in float64 within the same bounds (both losses and
-every gradient to 1e-5; peers to 1e-3) or nothing is printed. Times are medians; memory is the peak resident size
-of one call above the size before it. Printed too: how much of the occupation the bounds keep, and what the
-pruned loss exceeds the exact one by.
+every gradient to 1e-5; peers to 1e-3) or nothing is printed. The contestants take turns; times are medians;
+memory is the peak resident size of one call above the size before it. Printed too: how much of the occupation
+the bounds keep, and what the pruned loss exceeds the exact one by.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +25,7 @@ from typing import NamedTuple
 
 import plain_pruned
 import torch
-from measure import clear, extra_memory, seconds
+from measure import clear, compiled_peers, extra_memory, k2_options, turns
 from torch import Tensor
 from torch.nn import functional
 
@@ -117,7 +115,9 @@ def ours(problem: Problem, ranges: Tensor | None = None) -> Losses:
     pruned = fused_pruned_rnnt_loss(
         *problem.joiner, problem.targets, ranges, *problem.lengths, reduction="sum"
     )
-    return Losses(simple.loss, pruned, ranges, _kept(simple.label_occupation, simple.blank_occupation, ranges))
+    return Losses(
+        simple.loss, pruned, ranges, _kept(simple.label_occupation, simple.blank_occupation, ranges)
+    )
 
 
 def plain(problem: Problem, ranges: Tensor | None = None) -> Losses:
@@ -132,10 +132,7 @@ def plain(problem: Problem, ranges: Tensor | None = None) -> Losses:
 
 def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None) -> Losses:
     """By k2 or fast_rnnt, whose interfaces are the same."""
-    targets = problem.targets.long()
-    boundary = torch.zeros(len(targets), 4, dtype=torch.int64, device=targets.device)
-    boundary[:, 2], boundary[:, 3] = problem.target_lengths, problem.logit_lengths
-    common = {"symbols": targets, "termination_symbol": 0, "boundary": boundary, "reduction": "sum"}
+    common = k2_options(problem.targets, *problem.lengths)
     simple, (label, blank) = library.rnnt_loss_smoothed(
         lm=problem.lm(),
         am=problem.am(),
@@ -145,7 +142,9 @@ def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None
         **common,
     )
     if ranges is None:
-        ranges = library.get_rnnt_prune_ranges(px_grad=label, py_grad=blank, boundary=boundary, s_range=S)
+        ranges = library.get_rnnt_prune_ranges(
+            px_grad=label, py_grad=blank, boundary=common["boundary"], s_range=S
+        )
     am, lm = library.do_rnnt_pruning(am=problem.encoder, lm=problem.predictor, ranges=ranges)
     logits = functional.linear(torch.tanh(am + lm), problem.weight, problem.bias)
     pruned = library.rnnt_loss_pruned(logits=logits, ranges=ranges, **common)
@@ -156,11 +155,8 @@ def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None
 
 def contestants() -> dict[str, Contestant]:
     """Whoever is installed; the first is ours."""
-    found: dict[str, Contestant] = {"asr_kernels": ours, "plain PyTorch": plain}
-    for name in ("k2", "fast_rnnt"):
-        if importlib.util.find_spec(name):
-            found[name] = partial(compiled, importlib.import_module(name))
-    return found
+    peers = {name: partial(compiled, library) for name, library in compiled_peers().items()}
+    return {"asr_kernels": ours, "plain PyTorch": plain, **peers}
 
 
 def step(contestant: Contestant, problem: Problem, ranges: Tensor | None) -> tuple[Losses, list[Tensor]]:
@@ -201,19 +197,16 @@ def compare(shape: str, repeats: int) -> None:
     entries = contestants()
     found = {name: check(name, contestant, problem, expected) for name, contestant in entries.items()}
     whole = exact(problem)
-    results = {
-        name: (
-            seconds(lambda entry=entry: entry(problem).total, problem.inputs, repeats),
-            extra_memory(lambda entry=entry: entry(problem).total, problem.inputs),
-        )
-        for name, entry in entries.items()
-    }
+    steps = [lambda entry=entry: entry(problem).total for entry in entries.values()]
+    times = turns(steps, problem.inputs, repeats)
     print(f"\nB,T,U,V,D = {shape}, S = {S}, {torch.get_num_threads()} threads")
-    for name, (time, memory) in results.items():
+    for name, time, one in zip(entries, times, steps, strict=True):
+        memory = extra_memory(one, problem.inputs)
+        kept, pruned = (float(x.detach()) for x in (found[name].kept, found[name].pruned))
         print(
-            f"  {name:14}{1e3 * time:8.1f} ms  ours is {results['asr_kernels'][0] / time:.2f}x that"
+            f"  {name:14}{1e3 * time:8.1f} ms  ours is {times[0] / time:.2f}x that"
             f"  extra memory {memory / 1e6:6.1f} MB"
-            f"  keeps {float(found[name].kept):.4%}, loss {float(found[name].pruned / whole) - 1:+.2%} of exact",
+            f"  keeps {kept:.2%}, loss {pruned / whole - 1:+.2%} of exact",
             flush=True,
         )
 

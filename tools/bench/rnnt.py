@@ -6,9 +6,9 @@
 Each contestant must first agree with float64 or nothing is printed (float32 lattices, as the peers have
 them, are only good to about 1e-3 at these lengths; ours must be good to 1e-5). Times are medians and
 include the allocation of the gradient; memory is the peak resident size of one call above the size before
-it (VmHWM after a reset through /proc/self/clear_refs), as a multiple of the logits. Peers: torchaudio, if
-installed, and the plain vectorised PyTorch that one would write first (one anti-diagonal at a time,
-gradient by autograd), which costs what k2's C++ does.
+it (VmHWM after a reset through /proc/self/clear_refs), as a multiple of the logits. Peers: torchaudio, k2
+and fast_rnnt, where installed, and the plain vectorised PyTorch that one would write first (one anti-diagonal
+at a time, gradient by autograd), which costs what k2's C++ does.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from measure import extra_memory, plain_rnnt_loss, seconds
+from measure import compiled_peers, extra_memory, k2_options, plain_rnnt_loss, seconds
 from torch import Tensor
 
 from asr_kernels import rnnt_loss
@@ -62,6 +63,10 @@ def torchaudio_loss(problem: Problem) -> Tensor:
     return torchaudio.functional.rnnt_loss(*problem, blank=0, reduction="sum")
 
 
+def k2_loss(library: ModuleType, problem: Problem) -> Tensor:
+    return library.rnnt_loss(logits=problem.logits, **k2_options(*problem[1:]))
+
+
 def step(loss: Loss, problem: Problem) -> float:
     problem.logits.grad = None
     value = loss(problem)
@@ -83,6 +88,7 @@ def compare(shape: str, repeats: int) -> None:
     contestants: dict[str, Loss] = {"asr_kernels": ours, "plain PyTorch": plain}
     if importlib.util.find_spec("torchaudio"):
         contestants["torchaudio"] = torchaudio_loss
+    contestants |= {name: partial(k2_loss, library) for name, library in compiled_peers().items()}
     exact = problem._replace(logits=problem.logits.detach().double().requires_grad_())
     expected = step(plain, exact)
     expected_grad = exact.logits.grad.float()
