@@ -86,7 +86,7 @@ def plain_lattice_loss(blank: Tensor, label: Tensor, frames: Tensor, labels: Ten
         by_label = torch.cat((none, alphas[-1][:, :-1] + label_n[step]), dim=1)
         alphas.append(torch.logaddexp(alphas[-1] + blank_n[step], by_label))
     each = torch.arange(B, device=device)
-    last, end = (frames + labels - 1).long(), labels.long()
+    last, end = (x.to(device, torch.int64) for x in (frames + labels - 1, labels))
     alpha = torch.stack(alphas)
     return -(alpha[last, each, end] + blank_n[last, each, end])
 

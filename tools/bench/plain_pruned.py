@@ -27,10 +27,11 @@ class Scores(NamedTuple):
 
 def simple_scores(am: Tensor, lm: Tensor, targets: Tensor, lm_scale: float) -> Scores:
     """Of logits am (B, T, V) + lm (B, U+1, V), mixed with those of lm alone; blank is 0."""
+    am, lm = _wide(am), _wide(lm)
     am_max, lm_max = am.detach().amax(-1, keepdim=True), lm.detach().amax(-1, keepdim=True)
     product = (am - am_max).exp() @ (lm - lm_max).exp().transpose(1, 2)
     log_norm = (product + torch.finfo(am.dtype).tiny).log() + am_max + lm_max.transpose(1, 2)
-    index = targets.long()
+    index = targets.to(am.device, torch.int64)
     by_am = am.gather(-1, index[:, None].expand(-1, am.shape[1], -1))
     by_lm = lm[:, :-1].gather(-1, index[..., None]).transpose(1, 2)
     blank = am[..., :1] + lm[:, None, :, 0] - log_norm
@@ -79,12 +80,18 @@ def pruned_scores(
     """Of the joiner's logits (B, T, S, V) at the label positions `ranges`; log 0 at all others."""
     B, T = ranges.shape[:2]
     rows = predictor[torch.arange(B, device=ranges.device)[:, None, None], ranges]
-    logits = functional.linear(torch.tanh(encoder[:, :, None] + rows), weight, bias)
+    logits = _wide(functional.linear(torch.tanh(encoder[:, :, None] + rows), weight, bias))
     log_norm = logits.logsumexp(-1)
     # The last position has no label: its score is dropped below.
-    following = functional.pad(targets.long(), (0, 1))[:, None].expand(-1, T, -1).gather(-1, ranges)
+    labels = functional.pad(targets.to(ranges.device, torch.int64), (0, 1))
+    following = labels[:, None].expand(-1, T, -1).gather(-1, ranges)
     label = logits.gather(-1, following[..., None]).squeeze(-1) - log_norm
     whole = logits.new_full((B, T, predictor.shape[1]), LOG_ZERO)
     return Scores(
         whole.scatter(2, ranges, logits[..., 0] - log_norm), whole.scatter(2, ranges, label)[..., :-1]
     )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In half precision the sums would be lost."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -69,9 +69,9 @@ class Problem(NamedTuple):
         return functional.linear(self.predictor, self.lm_weight, self.lm_bias)
 
     def cast(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> Problem:
-        """Fresh leaves; the lengths stay where they are."""
+        """Fresh leaves; targets and lengths stay where they are."""
         inputs = (x.detach().to(device, dtype).requires_grad_() for x in self.inputs)
-        return Problem(*inputs, self.targets.to(device), *self.lengths)
+        return Problem(*inputs, self.targets, *self.lengths)
 
 
 class Losses(NamedTuple):
