@@ -24,3 +24,13 @@ class NoSecondDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         """Raises RuntimeError."""
         raise RuntimeError('this loss differentiates twice only with backend="reference"')
+
+
+def weigh(gradient: Tensor, grad_losses: Tensor) -> Tensor:
+    """The gradient (B, ...) of losses (B,), with that of what was made of them.
+
+    An utterance that does not count gives no gradient, not even where it is NaN.
+    """
+    weights = grad_losses.to(gradient.dtype).view(-1, *(1,) * (gradient.ndim - 1))
+    with torch.no_grad():
+        return torch.where(weights == 0, 0.0, gradient * weights)

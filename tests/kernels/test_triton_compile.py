@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from asr_kernels.lattice.arcs import Graph
 from asr_kernels.nodes import Nodes
 
 triton = pytest.importorskip("triton", reason="no Triton for this platform")
@@ -45,9 +46,9 @@ TYPES = {
 
 
 def lattices(moves: tuple[tuple[int, int], ...], S: int, finals: int = 1) -> None:
-    arcs, lengths = torch.zeros(1, 7, S, len(moves)), ([7], [S])
-    lattice_gpu.forward_backward(arcs, moves, *lengths, finals)
-    lattice_gpu.best_path(arcs, moves, *lengths, finals)
+    arcs, graph = torch.zeros(len(moves), 1, 7, S), Graph(moves, [7], [S], finals)
+    lattice_gpu.forward_backward(arcs, graph)
+    lattice_gpu.best_path(arcs, graph)
 
 
 def logits(V: int, K: int, dtype: torch.dtype) -> None:

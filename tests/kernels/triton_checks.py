@@ -24,6 +24,7 @@ from asr_kernels.fused import gpu as fused_gpu
 from asr_kernels.fused.function import FusedScores
 from asr_kernels.lattice import cpu as lattice_cpu
 from asr_kernels.lattice import gpu as lattice_gpu
+from asr_kernels.lattice.arcs import Graph
 from asr_kernels.nodes import Nodes
 from asr_kernels.rnnt import cpu as rnnt_cpu
 from asr_kernels.rnnt import gpu as rnnt_gpu
@@ -66,16 +67,17 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Lattices:
-    """Random lattices: scores (B, T, S, M) in float64 with NaN beyond the lengths, and their dimensions."""
+    """Random lattices: scores (M, B, T, S) in float64, and their dimensions."""
 
     def __init__(self, name: str, B: int, T: int, S: int, seed: int = 0, scale: float = 2.0) -> None:
         rng = torch.Generator().manual_seed(seed)
-        self.moves = MOVES[name]
-        self.finals = 2 if name == "ctc" else 1
+        moves = MOVES[name]
         self.frames = torch.randint(1, T + 1, (B,), generator=rng).tolist()
         self.states = torch.randint(1, S + 1, (B,), generator=rng).tolist()
         self.frames[0], self.states[0] = T, S
-        self.arcs = -scale * torch.rand(B, T, S, len(self.moves), generator=rng, dtype=torch.float64)
+        self.finals = 2 if name == "ctc" else 1
+        self.moves = moves
+        self.arcs = -scale * torch.rand(len(moves), B, T, S, generator=rng, dtype=torch.float64)
         # A tenth of the moves does not exist; the scores are those of float32.
         self.arcs[torch.rand(self.arcs.shape, generator=rng) < 0.1] = LOG_ZERO
         self.arcs = self.arcs.float().double()
@@ -85,23 +87,24 @@ class Lattices:
             self.outside[b, :, S_b:] = True
 
     @property
-    def options(self) -> tuple[object, ...]:
-        return self.moves, self.frames, self.states, self.finals
+    def graph(self) -> Graph:
+        return Graph(self.moves, self.frames, self.states, self.finals)
 
     def expected(self, what: str) -> tuple[Tensor, Tensor]:
         """By the CPU path, which needs the moves outside to be marked."""
-        arcs = self.arcs.masked_fill(self.outside[..., None], LOG_ZERO)
+        arcs = self.arcs.masked_fill(self.outside, LOG_ZERO)
         for b, (T_b, S_b) in enumerate(zip(self.frames, self.states, strict=True)):
             for m, (dt, ds) in enumerate(self.moves):
-                arcs[b, max(0, T_b - dt + 1) :, :, m] = LOG_ZERO
-                arcs[b, :, max(0, S_b - ds) :, m] = LOG_ZERO
-        total, occupation = getattr(lattice_cpu, what)(arcs.numpy(), *self.options)
+                arcs[m, b, max(0, T_b - dt + 1) :] = LOG_ZERO
+                arcs[m, b, :, max(0, S_b - ds) :] = LOG_ZERO
+        by_cpu = {"forward_backward": lattice_cpu.log_forward_backward, "best_path": lattice_cpu.best_path}
+        total, occupation = by_cpu[what](arcs.numpy(), self.graph)
         return torch.from_numpy(total), torch.from_numpy(occupation)
 
     def found(self, what: str) -> tuple[Tensor, Tensor]:
         """By the kernels, in float32, with NaN outside."""
-        arcs = self.arcs.masked_fill(self.outside[..., None], math.nan).float().to(DEVICE)
-        total, occupation = getattr(lattice_gpu, what)(arcs, *self.options)
+        arcs = self.arcs.masked_fill(self.outside, math.nan).float().to(DEVICE)
+        total, occupation = getattr(lattice_gpu, what)(arcs, self.graph)
         assert total.dtype == occupation.dtype == torch.float32
         return total.cpu().double(), occupation.cpu().double()
 
@@ -110,8 +113,8 @@ class Lattices:
         wanted = self.expected("forward_backward")
         torch.testing.assert_close(total, wanted[0], rtol=1e-6, atol=1e-5)
         torch.testing.assert_close(occupation, wanted[1], rtol=tolerance, atol=tolerance)
-        arcs = self.arcs.masked_fill(self.outside[..., None], math.nan).float().to(DEVICE)
-        assert torch.equal(lattice_gpu.log_total(arcs, *self.options).cpu().double(), total)
+        arcs = self.arcs.masked_fill(self.outside, math.nan).float().to(DEVICE)
+        assert torch.equal(lattice_gpu.log_total(arcs, self.graph).cpu().double(), total)
         for one, other in zip(self.found("best_path"), self.expected("best_path"), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
 
@@ -140,8 +143,8 @@ def test_scores_in_the_thousands_keep_their_precision(name: str) -> None:
 
 def test_without_a_path_nothing_is_occupied() -> None:
     lattices = Lattices("rnnt", 3, 4, 3)
-    lattices.arcs[0, 2, :, 0] = LOG_ZERO
-    lattices.arcs[1, :, :, 0] = -math.inf
+    lattices.arcs[0, 0, 2] = LOG_ZERO
+    lattices.arcs[0, 1] = -math.inf
     lattices.frames[2] = 0
     for what in ("forward_backward", "best_path"):
         total, occupation = lattices.found(what)
@@ -150,9 +153,9 @@ def test_without_a_path_nothing_is_occupied() -> None:
 
 
 def test_no_frames_at_all() -> None:
-    arcs = torch.zeros(2, 0, 3, 2, device=DEVICE)
+    arcs = torch.zeros(2, 2, 0, 3, device=DEVICE)
     for what in (lattice_gpu.forward_backward, lattice_gpu.best_path):
-        total, occupation = what(arcs, MOVES["rnnt"], [0, 0], [3, 1], 1)
+        total, occupation = what(arcs, Graph(MOVES["rnnt"], [0, 0], [3, 1], 1))
         assert total.tolist() == [-math.inf] * 2
         assert occupation.shape == arcs.shape
 
@@ -162,12 +165,12 @@ def test_nan_stays_in_its_lattice(name: str) -> None:
     lattices = Lattices(name, 2, 4, 3)
     lattices.frames, lattices.states, lattices.outside[:] = [4, 4], [3, 3], False
     lattices.arcs[:] = -1.0
-    lattices.arcs[0, 1, 0, 0] = math.nan
+    lattices.arcs[0, 0, 1, 0] = math.nan
     for what in ("forward_backward", "best_path"):
         total, occupation = lattices.found(what)
         assert total.isnan().tolist() == [True, False]
-        assert occupation[0].isnan().all()
-        assert occupation[1].isfinite().all()
+        assert occupation[:, 0].isnan().all()
+        assert occupation[:, 1].isfinite().all()
 
 
 # -- The reader of logits ----------------------------------------------------------------------------------

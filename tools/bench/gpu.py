@@ -1,9 +1,9 @@
 """What `tools/gpu_check` measures: the losses and their peers on a GPU in bfloat16, a row of its table each.
 
-A row is a contestant on a problem. Before its time is taken, once per contestant, its loss and all gradients on a
-small problem with uneven lengths must be those of the definition in float64. A step is forward and backward, from
-the outputs of encoder and predictor (or from logits) to all gradients; times are medians between CUDA events;
-memory is the peak of what PyTorch allocates during a step above what it held before.
+A row is a contestant on a problem. Before its time is taken, once per contestant, its loss and all gradients
+on a small problem with uneven lengths must be those of the definition in float64. A step is forward and
+backward, from the outputs of encoder and predictor (or from logits) to all gradients; times are medians of
+CUDA events; memory is the peak of what PyTorch allocates during a step above what it held before.
 
 Floors are arithmetic at 800 TFLOP/s and traffic at 3.0 TB/s (H100, bfloat16), by the formulas below.
 """

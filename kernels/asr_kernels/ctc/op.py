@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from asr_kernels import checks, dispatch
-from asr_kernels.autograd import NoSecondDerivative
-from asr_kernels.lattice.arcs import Alignment, Criterion
+from asr_kernels.autograd import NoSecondDerivative, weigh
+from asr_kernels.ctc import cpu
+from asr_kernels.lattice.arcs import Alignment, Criterion, Lattice
 from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import CTC
 
@@ -61,8 +62,7 @@ def ctc_loss(
         alignment=alignment,
         alignment_band=alignment_band,
     )
-    chosen = dispatch.choose(backend, logits.device)
-    losses = lattice_loss(_scores(logits, problem, chosen), problem.lattice, chosen)
+    losses = _losses(logits, problem, dispatch.choose(backend, logits.device))
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
@@ -107,28 +107,65 @@ def _problem(
     )
 
 
+def _losses(logits: Tensor, problem: checks.Problem, backend: dispatch.Backend) -> Tensor:
+    rules = problem.lattice.rules
+    if not (backend == "cpu" and rules.criterion == "sum" and rules.band is None):
+        return lattice_loss(_scores(logits, problem, backend), problem.lattice, backend)
+    each = _frame_scores(logits, problem, backend)
+    losses, sure = _TrellisLoss.apply(each, problem.lattice)
+    again = (~sure).nonzero().squeeze(-1).tolist()
+    if again:
+        mended = lattice_loss(_at_nodes(each[again]), problem.lattice.part(again), backend)
+        losses = losses.index_put((torch.tensor(again, device=losses.device),), mended)
+    return cast(Tensor, losses)
+
+
 def _scores(logits: Tensor, problem: checks.Problem, backend: dispatch.Backend) -> Tensor:
     """(B, T, U+1, 3): at every label count, blank, the next label and the last one of that frame."""
+    return _at_nodes(_frame_scores(logits, problem, backend))
+
+
+def _at_nodes(each: Tensor) -> Tensor:
+    """The same from (B, T, U+1), blank and every label."""
+    blank, labels = each[..., :1], each[..., 1:]
+    following, last = torch.cat((labels, blank), dim=-1), torch.cat((blank, labels), dim=-1)
+    return torch.stack((blank.expand_as(each), following, last), dim=-1)
+
+
+def _frame_scores(logits: Tensor, problem: checks.Problem, backend: dispatch.Backend) -> Tensor:
+    """Log-probabilities (B, T, U+1) of blank and of every label at each frame; zero beyond the frames."""
     frames = torch.tensor(problem.lattice.frames, device=logits.device)
     # Column 0 is blank, column u the label u.
     columns = torch.cat((problem.symbols[:, :1, 0], problem.symbols[:, :-1, 1]), dim=1)
-    if backend == "reference":
-        valid = torch.arange(logits.shape[1], device=logits.device)[:, None] < frames[:, None, None]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        log_probs = torch.where(valid, wide, 0.0).log_softmax(dim=-1)
-        each = log_probs.gather(-1, columns[:, None].expand(-1, logits.shape[1], -1))
-    else:
+    if backend != "reference":
         each = cast(Tensor, _FrameScores.apply(logits, columns, frames))
-        each = each.double() if backend == "cpu" else each
-    blank, labels = each[..., :1], each[..., 1:]
-    return torch.stack(
-        (
-            blank.expand_as(each),
-            torch.cat((labels, blank), dim=-1),
-            torch.cat((blank, labels), dim=-1),
-        ),
-        dim=-1,
-    )
+        return each.double() if backend == "cpu" else each
+    valid = torch.arange(logits.shape[1], device=logits.device)[:, None] < frames[:, None, None]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = torch.where(valid, wide, 0.0).log_softmax(dim=-1)
+    return log_probs.gather(-1, columns[:, None].expand(-1, logits.shape[1], -1))
+
+
+class _TrellisLoss(torch.autograd.Function):
+    """Losses (B,) of frame scores (B, T, U+1) in float64, over all paths; and (B,) whether they are true."""
+
+    @staticmethod
+    def forward(ctx: Any, each: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
+        found = [
+            torch.from_numpy(x).to(each.device) for x in cpu.forward_backward(each.cpu().numpy(), lattice)
+        ]
+        log_total, gradient, sure = found
+        ctx.save_for_backward(each, gradient)
+        ctx.mark_non_differentiable(sure)
+        return -log_total, sure
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        each, gradient = ctx.saved_tensors
+        weighted = weigh(gradient, grad_losses)
+        if torch.is_grad_enabled():
+            weighted = NoSecondDerivative.apply(weighted, each, grad_losses)
+        return weighted, None
 
 
 class _FrameScores(torch.autograd.Function):

@@ -20,7 +20,6 @@ the current one is added up; they do not depend on it, and they come from far aw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-Moves = Sequence[tuple[int, int]]
+from asr_kernels.lattice.arcs import Graph, Moves
 
 # As in arcs.py, which Triton cannot read: log 0, and what is as good as that.
 _LOG_ZERO = tl.constexpr(-1e30)
@@ -48,7 +47,7 @@ class Solution(NamedTuple):
     log_total: Tensor
     """(B,): log of the sum over all paths, or the score of the best; -inf where no path exists."""
     occupation: Tensor
-    """(B, T, S, M): share of every move in it; zero where no path exists, NaN where the total is NaN."""
+    """(M, B, T, S): share of every move in it; zero where no path exists, NaN where the total is NaN."""
 
 
 class _Alpha(NamedTuple):
@@ -58,22 +57,20 @@ class _Alpha(NamedTuple):
     totals: Tensor  # (B,) float64
     frames: Tensor  # (B,) int64
     states: Tensor  # (B,) int64
-    moves: tuple[tuple[int, int], ...]
+    moves: Moves
     skew: int
 
 
-def log_total(arcs: Tensor, moves: Moves, frames: list[int], states: list[int], finals: int) -> Tensor:
-    """(B,) log of the sum over all paths of the lattices `arcs` (B, T, S, M); -inf where there is none."""
-    return _recur(arcs, moves, frames, states, finals, directions=1, best=False).totals.to(arcs.dtype)
+def log_total(arcs: Tensor, graph: Graph) -> Tensor:
+    """(B,) log of the sum over all paths of the lattices `arcs` (M, B, T, S); -inf where there is none."""
+    return _recur(arcs, graph, directions=1, best=False).totals.to(arcs.dtype)
 
 
-def forward_backward(
-    arcs: Tensor, moves: Moves, frames: list[int], states: list[int], finals: int
-) -> Solution:
-    """Sum over all paths of the lattices `arcs` (B, T, S, M), and the posterior of every move."""
+def forward_backward(arcs: Tensor, graph: Graph) -> Solution:
+    """Sum over all paths of the lattices `arcs` (M, B, T, S), and the posterior of every move."""
     arcs = arcs.contiguous()
-    alpha = _recur(arcs, moves, frames, states, finals, directions=2, best=False)
-    B, T, S, _ = arcs.shape
+    alpha = _recur(arcs, graph, directions=2, best=False)
+    _, B, T, S = arcs.shape
     occupation = torch.empty_like(arcs)
     width = min(128, triton.next_power_of_2(S))
     grid = triton.cdiv(T, _NODES // width), triton.cdiv(S, width), B
@@ -86,41 +83,32 @@ def forward_backward(
     return Solution(alpha.totals.to(arcs.dtype), occupation)
 
 
-def best_path(arcs: Tensor, moves: Moves, frames: list[int], states: list[int], finals: int) -> Solution:
-    """Score of the best path of the lattices `arcs` (B, T, S, M), and the path: 1 for its moves, else 0."""
+def best_path(arcs: Tensor, graph: Graph) -> Solution:
+    """Score of the best path of the lattices `arcs` (M, B, T, S), and the path: 1 for its moves, else 0."""
     arcs = arcs.contiguous()
-    alpha = _recur(arcs, moves, frames, states, finals, directions=1, best=True)
-    _, T, S, _ = arcs.shape
-    occupation = torch.zeros_like(arcs).masked_fill_(alpha.totals.isnan()[:, None, None, None], torch.nan)
-    _best_path_kernel[(len(frames),)](
+    alpha = _recur(arcs, graph, directions=1, best=True)
+    _, B, T, S = arcs.shape
+    occupation = torch.zeros_like(arcs).masked_fill_(alpha.totals.isnan()[:, None, None], torch.nan)
+    _best_path_kernel[(B,)](
         arcs, alpha.rows, alpha.totals, occupation, alpha.frames, alpha.states,
-        T, S, alpha.rows.shape[2],
-        MOVES=alpha.moves, SKEW=alpha.skew, FINALS=finals, num_warps=1,
+        B, T, S, alpha.rows.shape[2],
+        MOVES=alpha.moves, SKEW=alpha.skew, FINALS=graph.finals, num_warps=1,
     )  # fmt: skip
     return Solution(alpha.totals.to(arcs.dtype), occupation)
 
 
-def _recur(
-    arcs: Tensor,
-    moves: Moves,
-    frames: list[int],
-    states: list[int],
-    finals: int,
-    *,
-    directions: int,
-    best: bool,
-) -> _Alpha:
+def _recur(arcs: Tensor, graph: Graph, *, directions: int, best: bool) -> _Alpha:
     arcs = arcs.contiguous()
-    B, T, S, _ = arcs.shape
-    skew = int(any(dt == 0 for dt, _ in moves))
+    _, B, T, S = arcs.shape
+    skew = int(any(dt == 0 for dt, _ in graph.moves))
     rows = arcs.new_empty((directions, B, T + skew * (S - 1) + 1, S), dtype=torch.float64)
-    lengths = torch.tensor([frames, states], device=arcs.device)
-    alpha = _Alpha(rows, rows.new_empty(B), lengths[0], lengths[1], tuple(moves), skew)
+    lengths = torch.tensor([graph.frames, graph.states], device=arcs.device)
+    alpha = _Alpha(rows, rows.new_empty(B), lengths[0], lengths[1], graph.moves, skew)
     block = min(_STATES, max(32, triton.next_power_of_2(S)))
     _recursion_kernel[(B, directions)](
         arcs, rows, alpha.totals, alpha.frames, alpha.states,
         B, T, S, rows.shape[2],
-        MOVES=alpha.moves, SKEW=skew, FINALS=finals, MAX=best, BLOCK=block,
+        MOVES=alpha.moves, SKEW=skew, FINALS=graph.finals, MAX=best, BLOCK=block,
         num_warps=max(1, min(8, block // 64)),
     )  # fmt: skip
     return alpha
@@ -137,7 +125,8 @@ def _recursion_kernel(
     tl.static_assert(FINALS + SKEW < 3, "a second final state needs moves that all consume frames")
     T_b = tl.load(frames + b).to(tl.int32)
     S_b = tl.load(states + b).to(tl.int32)
-    arcs += b * T * S * len(MOVES)
+    arcs += b * T * S
+    between = B.to(tl.int64) * T * S  # one move's arcs and the next one's
     alpha += (turned.to(tl.int64) * B + b) * rows * S
     starts = tl.where(turned == 1, FINALS, 1)
     blocks = tl.cdiv(S_b, BLOCK)
@@ -146,9 +135,9 @@ def _recursion_kernel(
         tl.store(alpha + s, tl.where(s < starts, 0.0, _LOG_ZERO), mask=s < S_b)
     tl.debug_barrier()
     last = (T_b + (S_b - 1) * SKEW) * blocks  # blocks of states in the rows 1, 2, ...
-    scores = _load_moves(arcs, 0, last, blocks, turned, T_b, S_b, S, MOVES, SKEW, BLOCK)
+    scores = _load_moves(arcs, between, 0, last, blocks, turned, T_b, S_b, S, MOVES, SKEW, BLOCK)
     for i in range(last):
-        following = _load_moves(arcs, i + 1, last, blocks, turned, T_b, S_b, S, MOVES, SKEW, BLOCK)
+        following = _load_moves(arcs, between, i + 1, last, blocks, turned, T_b, S_b, S, MOVES, SKEW, BLOCK)
         n = 1 + i // blocks
         s = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
         t = n - s * SKEW
@@ -179,7 +168,7 @@ def _recursion_kernel(
 
 @triton.jit
 def _load_moves(
-    arcs, i, last, blocks, turned, T_b, S_b, S,
+    arcs, between, i, last, blocks, turned, T_b, S_b, S,
     MOVES: tl.constexpr, SKEW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """For every move (BLOCK,): the score with which it leads to the i-th block of nodes behind row 0."""
@@ -193,7 +182,7 @@ def _load_moves(
         t_m = tl.where(turned == 1, T_b - t, t - dt)
         s_m = tl.where(turned == 1, S_b - 1 - s, s - ds)
         exists = (i < last) & (s < S_b) & (t <= T_b) & (t_m >= 0) & (t_m < T_b) & (s_m >= 0)
-        address = (t_m.to(tl.int64) * S + s_m) * len(MOVES) + m
+        address = m * between + t_m.to(tl.int64) * S + s_m
         score = tl.load(arcs + address, mask=exists, other=_LOG_ZERO)
         scores += (tl.where(score < _LOG_ZERO, _LOG_ZERO, score).to(tl.float64),)
     return scores
@@ -228,7 +217,7 @@ def _occupation_kernel(
     for m in tl.static_range(len(MOVES)):
         dt = MOVES[m][0]
         ds = MOVES[m][1]
-        address = ((b * T + t) * S + s) * len(MOVES) + m
+        address = ((m * B + b) * T + t) * S + s
         score = tl.load(arcs + address, mask=exists, other=_LOG_ZERO).to(tl.float64)
         t_turned, s_turned = T_b - t - dt, S_b - 1 - s - ds
         arrives = exists & (t_turned >= 0) & (s_turned >= 0)
@@ -240,15 +229,16 @@ def _occupation_kernel(
 
 @triton.jit(do_not_specialize=_VARYING)
 def _best_path_kernel(
-    arcs, alpha, totals, occupation, frames, states, T, S, rows,
+    arcs, alpha, totals, occupation, frames, states, B, T, S, rows,
     MOVES: tl.constexpr, SKEW: tl.constexpr, FINALS: tl.constexpr,
 ):  # fmt: skip
     """Grid (B,): from the end, go back by the move that gave a node its value; the first of equals."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.load(frames + b)
     s = tl.load(states + b) - 1
-    arcs += b * T * S * len(MOVES)
-    occupation += b * T * S * len(MOVES)
+    arcs += b * T * S
+    occupation += b * T * S
+    between = B.to(tl.int64) * T * S
     alpha += b * rows * S
     total = tl.load(totals + b)
     if FINALS == 2:
@@ -264,7 +254,7 @@ def _best_path_kernel(
         for m in tl.static_range(len(MOVES)):
             t_m, s_m = t - MOVES[m][0], s - MOVES[m][1]
             exists = (t_m >= 0) & (t_m < T) & (s_m >= 0)
-            score = tl.load(arcs + (t_m * S + s_m) * len(MOVES) + m, mask=exists, other=_LOG_ZERO)
+            score = tl.load(arcs + m * between + t_m * S + s_m, mask=exists, other=_LOG_ZERO)
             source = alpha + (t_m + s_m * SKEW) * S + s_m
             came = tl.load(source, mask=exists, other=_LOG_ZERO) + score
             better = exists & (came > best)
@@ -274,4 +264,4 @@ def _best_path_kernel(
             s_best = tl.where(better, s_m, s_best)
         t, s = t_best, s_best
         n = t + s * SKEW
-        tl.store(occupation + (t * S + s) * len(MOVES) + move, 1.0)
+        tl.store(occupation + move * between + t * S + s, 1.0)

@@ -11,17 +11,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from asr_kernels.autograd import NoSecondDerivative
+from asr_kernels.autograd import NoSecondDerivative, weigh
 from asr_kernels.dispatch import Backend
 from asr_kernels.lattice import cpu, reference
 from asr_kernels.lattice.arcs import (
     Alignment,
+    Graph,
     Lattice,
-    Moves,
+    add_occupation,
+    adjusted,
+    arcs_of,
     occupation_to_alignment,
-    occupation_to_gradient,
-    scores_to_arcs,
 )
+from asr_kernels.lattice.scaling import Floats
 
 
 def lattice_loss(scores: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
@@ -56,49 +58,59 @@ def lattice_loss_and_occupation(scores: Tensor, lattice: Lattice, backend: Backe
 def best_alignment(scores: Tensor, lattice: Lattice, backend: Backend) -> Alignment:
     """The best path, from scores (B, T, U+1, K) as in `lattice_loss`."""
     scores = _with_durations(scores.detach(), lattice)
-    totals, occupation = _best_path(scores_to_arcs(scores, lattice), lattice, backend)
+    totals, occupation = best_moves(_arcs(scores, lattice), lattice.graph, backend)
     return occupation_to_alignment(occupation, totals, lattice)
 
 
-def best_moves(
-    arcs: Tensor, moves: Moves, frames: list[int], states: list[int], finals: int, backend: Backend
-) -> tuple[Tensor, Tensor]:
-    """Score (B,) of the best path of any lattice of arcs (B, T, S, M), and where it goes, zeros and ones."""
-    return _solve("best_path", arcs, (moves, frames, states, finals), backend)
-
-
-def _log_total(arcs: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
-    """Log of the sum over all paths (B,)."""
+def best_moves(arcs: Tensor, graph: Graph, backend: Backend) -> tuple[Tensor, Tensor]:
+    """Score (B,) of the best path of any lattice of arcs (M, B, T, S), and where it goes, zeros and ones."""
     if backend == "triton":
         from asr_kernels.lattice import gpu  # triton is imported where it is used
 
-        return gpu.log_total(arcs, *_shape(lattice))
-    return torch.from_numpy(cpu.log_total(arcs.double().cpu().numpy(), *_shape(lattice))).to(arcs)
+        totals, occupation = gpu.best_path(arcs, graph)
+        return totals, occupation
+    found = cpu.best_path(_to_numpy(arcs), graph)
+    return torch.from_numpy(found.log_total).to(arcs), torch.from_numpy(found.occupation).to(arcs)
 
 
-def _forward_backward(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Log of the sum over all paths (B,), and the posteriors (B, T, S, M) of the moves."""
-    return _solve("forward_backward", arcs, _shape(lattice), backend)
-
-
-def _best_path(arcs: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
-    return _solve("best_path", arcs, _shape(lattice), backend)
-
-
-def _shape(lattice: Lattice) -> tuple[Moves, list[int], list[int], int]:
-    return lattice.moves, lattice.frames, lattice.states, lattice.finals
-
-
-def _solve(
-    what: str, arcs: Tensor, shape: tuple[Moves, list[int], list[int], int], backend: Backend
-) -> tuple[Tensor, Tensor]:
+def _log_totals(scores: Tensor, lattice: Lattice, backend: Backend) -> Tensor:
+    """Log of the sum over all paths, or the score of the best one (B,)."""
+    arcs, graph = _arcs(scores, lattice), lattice.graph
+    if lattice.rules.criterion == "max":
+        return best_moves(arcs, graph, backend)[0]
     if backend == "triton":
         from asr_kernels.lattice import gpu
 
-        totals, occupation = getattr(gpu, what)(arcs, *shape)
-        return totals, occupation
-    totals, occupation = getattr(cpu, what)(arcs.double().cpu().numpy(), *shape)
-    return torch.from_numpy(totals).to(arcs), torch.from_numpy(occupation).to(arcs)
+        return gpu.log_total(arcs, graph)
+    return torch.from_numpy(cpu.log_total(_to_numpy(arcs), graph)).to(scores)
+
+
+def _solve(scores: Tensor, lattice: Lattice, backend: Backend) -> tuple[Tensor, Tensor]:
+    """`_log_totals`, and the gradient (B, T, U+1, K) of minus their sum."""
+    if backend == "cpu" and lattice.rules.criterion == "sum":
+        found = cpu.forward_backward(_to_numpy(scores), lattice)
+        return torch.from_numpy(found.log_total).to(scores), torch.from_numpy(found.gradient).to(scores)
+    arcs = _arcs(scores, lattice)
+    if lattice.rules.criterion == "max":
+        totals, occupation = best_moves(arcs, lattice.graph, backend)
+    else:
+        from asr_kernels.lattice import gpu
+
+        totals, occupation = gpu.forward_backward(arcs, lattice.graph)
+    gradient = torch.zeros_like(scores)
+    add_occupation(occupation, gradient, lattice)
+    return totals, gradient
+
+
+def _arcs(scores: Tensor, lattice: Lattice) -> Tensor:
+    """(M, B, T, S)"""
+    arcs: Tensor = arcs_of(adjusted(scores, lattice), lattice)
+    return arcs
+
+
+def _to_numpy(x: Tensor) -> Floats:
+    found: Floats = x.detach().double().cpu().numpy()
+    return found
 
 
 def _with_durations(scores: Tensor, lattice: Lattice) -> Tensor:
@@ -116,13 +128,9 @@ class _LatticeLoss(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, lattice: Lattice, backend: Backend, solve: bool
     ) -> tuple[Tensor, Tensor | None]:
-        arcs = scores_to_arcs(scores, lattice)
-        best = lattice.rules.criterion == "max"
         if not solve:
-            totals = _best_path(arcs, lattice, backend)[0] if best else _log_total(arcs, lattice, backend)
-            return -totals, None
-        totals, occupation = (_best_path if best else _forward_backward)(arcs, lattice, backend)
-        gradient = occupation_to_gradient(occupation, scores, lattice)
+            return -_log_totals(scores, lattice, backend), None
+        totals, gradient = _solve(scores, lattice, backend)
         ctx.save_for_backward(scores, gradient)
         ctx.mark_non_differentiable(gradient)
         return -totals, gradient
@@ -130,10 +138,7 @@ class _LatticeLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scores, gradient = ctx.saved_tensors
-        with torch.no_grad():
-            weights = grad_losses.to(gradient.dtype)[:, None, None, None]
-            # An utterance that does not count gives no gradient, not even where it is NaN.
-            gradient = torch.where(weights == 0, 0.0, gradient * weights)
+        gradient = weigh(gradient, grad_losses)
         if torch.is_grad_enabled():
             gradient = NoSecondDerivative.apply(gradient, scores, grad_losses)
         return gradient, None, None, None

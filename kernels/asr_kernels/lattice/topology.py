@@ -37,6 +37,8 @@ BLANK: Final = "blank"
 LABEL: Final = "label"
 REPEAT: Final = "repeat"
 BIG_BLANK: Final = "big blank"
+BLANK_SYMBOL: Final = 0
+LABEL_SYMBOL: Final = 1
 
 
 class Arc(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from asr_kernels.dispatch import Backend
-from asr_kernels.lattice.arcs import LOG_ZERO
+from asr_kernels.lattice.arcs import LOG_ZERO, Graph
 from asr_kernels.lattice.op import best_moves
 
 
@@ -33,14 +33,13 @@ def first_kept(occupation: Tensor, frames: list[int], labels: list[int], S: int,
     reach = [max(0, T_b - 1) * (S - 1) for T_b in frames]
     starts = [max(1, min(U_b + 2 - S, far + 1)) for U_b, far in zip(labels, reach, strict=True)]
     moves = tuple((1, shift) for shift in range(S))
-    t = torch.arange(T, device=device)[:, None, None]
-    p = torch.arange(width + 1 - S, device=device)[:, None]
-    shift = torch.arange(S, device=device)
-    T_b, P_b = (torch.tensor(x, device=device)[:, None, None, None] for x in (frames, starts))
     # The last frame's band stays where it is, at the last position.
-    exists = (t < T_b) & (p + shift < P_b) & ((t + 1 < T_b) | (shift == 0))
-    arcs = torch.where(exists.movedim(-1, 0), kept, LOG_ZERO).movedim(0, -1)
-    _, path = best_moves(arcs, moves, frames, starts, 1, backend)
-    found = (path.sum(dim=-1) * p[:, 0]).sum(dim=-1).long()
-    last = torch.tensor(starts, device=device)[:, None] - 1
-    return torch.where(t[None, :, 0, 0] < T_b[:, :, 0, 0], found, last)
+    shift = torch.arange(S, device=device)[:, None, None, None]
+    t, p = torch.arange(T, device=device), torch.arange(width + 1 - S, device=device)
+    T_b, P_b = (torch.tensor(x, device=device)[:, None, None] for x in (frames, starts))
+    stays = t[:, None] + 1 >= T_b
+    exists = (t[:, None] < T_b) & (p + shift < P_b) & (~stays | (shift == 0))
+    arcs = torch.where(exists, kept, LOG_ZERO)
+    _, path = best_moves(arcs, Graph(moves, frames, starts, finals=1), backend)
+    found = (path.sum(dim=0) * p).sum(dim=-1).long()
+    return torch.where(t < T_b[..., 0], found, P_b[..., 0] - 1)
