@@ -12,7 +12,6 @@ the median of three.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -80,9 +79,7 @@ def measured(sizes: dict[str, int], repeats: int) -> dict[str, Cost]:
     problem = problem_of(**sizes)
     losses = contestants(problem)
     times = turns(list(losses.values()), problem.inputs, repeats)
-    memory = [
-        statistics.median(extra_memory(loss, problem.inputs) for _ in range(3)) for loss in losses.values()
-    ]
+    memory = [extra_memory(loss, problem.inputs, 3) for loss in losses.values()]
     return {name: Cost(*cost) for name, *cost in zip(losses, times, memory, strict=True)}
 
 

@@ -36,8 +36,15 @@ def turns(losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], repe
     return [statistics.median(found) for found in times]
 
 
-def extra_memory(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> int:
-    """Peak resident bytes of one call, forward and backward, above those before it."""
+def extra_memory(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: int = 5) -> float:
+    """Peak resident bytes of a call, forward and backward, above those before it: the median of some.
+
+    How much of what a call has freed it can use again depends on what others have left in the heap.
+    """
+    return statistics.median(_extra_memory_once(loss, inputs) for _ in range(repeats))
+
+
+def _extra_memory_once(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> int:
     clear(inputs)
     gc.collect()
     # Freed memory that the allocator has kept would be reused without showing.

@@ -78,11 +78,18 @@ class Losses(NamedTuple):
     simple: Tensor
     pruned: Tensor
     ranges: Tensor  # (B, T, S)
-    kept: Tensor  # share of the simple loss's occupation that the ranges keep
+    label: Tensor  # occupations by the simple loss, (B, T, U)
+    blank: Tensor  # and (B, T, U+1)
 
     @property
     def total(self) -> Tensor:
         return SIMPLE_SCALE * self.simple + self.pruned
+
+    @property
+    def kept(self) -> float:
+        """Share of the occupation within the ranges."""
+        occupation = self.blank.detach() + functional.pad(self.label.detach(), (0, 1))
+        return float(occupation.gather(2, self.ranges).sum() / occupation.sum())
 
 
 Contestant = Callable[..., Losses]
@@ -115,9 +122,7 @@ def ours(problem: Problem, ranges: Tensor | None = None) -> Losses:
     pruned = fused_pruned_rnnt_loss(
         *problem.joiner, problem.targets, ranges, *problem.lengths, reduction="sum"
     )
-    return Losses(
-        simple.loss, pruned, ranges, _kept(simple.label_occupation, simple.blank_occupation, ranges)
-    )
+    return Losses(simple.loss, pruned, ranges, simple.label_occupation, simple.blank_occupation)
 
 
 def plain(problem: Problem, ranges: Tensor | None = None) -> Losses:
@@ -127,7 +132,7 @@ def plain(problem: Problem, ranges: Tensor | None = None) -> Losses:
         ranges = plain_pruned.pruning_bounds(occupation, *problem.lengths, S)
     within = plain_pruned.pruned_scores(*problem.joiner, problem.targets, ranges)
     pruned = plain_pruned.plain_lattice_loss(*within, *problem.lengths).sum()
-    return Losses(simple, pruned, ranges, _kept(occupation.label, occupation.blank, ranges))
+    return Losses(simple, pruned, ranges, occupation.label, occupation.blank)
 
 
 def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None) -> Losses:
@@ -149,8 +154,7 @@ def compiled(library: ModuleType, problem: Problem, ranges: Tensor | None = None
     logits = functional.linear(torch.tanh(am + lm), problem.weight, problem.bias)
     pruned = library.rnnt_loss_pruned(logits=logits, ranges=ranges, **common)
     T = problem.encoder.shape[1]
-    kept = _kept(label[..., :T].transpose(1, 2), blank.transpose(1, 2), ranges)
-    return Losses(simple, pruned, ranges, kept)
+    return Losses(simple, pruned, ranges, label[..., :T].transpose(1, 2), blank.transpose(1, 2))
 
 
 def contestants() -> dict[str, Contestant]:
@@ -202,18 +206,13 @@ def compare(shape: str, repeats: int) -> None:
     print(f"\nB,T,U,V,D = {shape}, S = {S}, {torch.get_num_threads()} threads")
     for name, time, one in zip(entries, times, steps, strict=True):
         memory = extra_memory(one, problem.inputs)
-        kept, pruned = (float(x.detach()) for x in (found[name].kept, found[name].pruned))
+        kept, pruned = found[name].kept, float(found[name].pruned.detach())
         print(
             f"  {name:14}{1e3 * time:8.1f} ms  ours is {times[0] / time:.2f}x that"
             f"  extra memory {memory / 1e6:6.1f} MB"
             f"  keeps {kept:.2%}, loss {pruned / whole - 1:+.2%} of exact",
             flush=True,
         )
-
-
-def _kept(label: Tensor, blank: Tensor, ranges: Tensor) -> Tensor:
-    occupation = blank.detach() + functional.pad(label.detach(), (0, 1))
-    return occupation.gather(2, ranges).sum() / occupation.sum()
 
 
 def main() -> None:

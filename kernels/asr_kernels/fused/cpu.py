@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from asr_kernels.nodes import Nodes
+from asr_kernels.rnnt.cpu import symbol_gradient
 
 # Elements of a chunk, of its logits or its activations: 2 MB of float32 stays in the caches, and the matrix
 # products are long enough for their full speed.
@@ -107,12 +108,14 @@ def spread(
     sums = [torch.zeros_like(x) if need and x is not None else None for x, need in wanted]
     d_encoder, d_predictor, d_weight, d_bias = sums
     live = _live(grad_scores, batch.valid(frames, labels), skip_below, _NEGLIGIBLE[joiner.dtype])
-    per_node = [x.reshape(-1, symbols.shape[-1]) for x in (reading.scores, grad_scores)]
+    own, gamma = symbol_gradient(symbols, reading.scores, grad_scores, vocab)
+    own, gamma = own.flatten(0, 2).to(joiner.dtype), gamma.flatten().to(joiner.dtype)
     for chunk in batch.chunks(live, joiner.chunk):
         hidden = joiner.hidden(chunk)
         logits = joiner.logits(hidden)
-        scores, grads = (x[chunk.nodes] for x in per_node)
-        grad = _logit_gradient(logits, chunk.symbols, scores, grads, vocab)
+        torch.softmax(logits[:, :vocab], -1, out=logits[:, :vocab]).mul_(gamma[chunk.nodes, None])
+        logits[:, vocab:] = 0.0
+        grad = logits.scatter_(-1, chunk.symbols, own[chunk.nodes])
         if d_weight is not None:
             d_weight.addmm_(grad.t(), hidden)
         if d_bias is not None:
@@ -135,18 +138,6 @@ def _live(grad_scores: Tensor, valid: Tensor, skip_below: float, negligible: flo
     if skip_below == 0.0 or total.numel() == 0:
         return valid & ~(total <= negligible)
     return valid & ~(total <= (skip_below * total.amax((1, 2), keepdim=True)).clamp_(min=negligible))
-
-
-def _logit_gradient(logits: Tensor, symbols: Tensor, scores: Tensor, grads: Tensor, vocab: int) -> Tensor:
-    """Gradient (n, V) at the logits, in their place, from the gradients (n, K) at the scores of symbols."""
-    gamma = -torch.where(symbols < vocab, grads, 0.0).sum(-1, keepdim=True)
-    # The symbols that are one column add up, and each writes the same sum.
-    same = symbols[:, :, None] == symbols[:, None, :]
-    own = torch.where(same, grads[:, None, :], 0.0).sum(-1)
-    own += torch.where(symbols < vocab, scores.exp() * gamma, 0.0)
-    torch.softmax(logits[:, :vocab], -1, out=logits[:, :vocab]).mul_(gamma.to(logits.dtype))
-    logits[:, vocab:] = 0.0
-    return logits.scatter_(-1, symbols, own.to(logits.dtype))
 
 
 class _Chunk(NamedTuple):

@@ -14,6 +14,7 @@ from asr_kernels.lattice.arcs import LOG_ZERO, Criterion
 from asr_kernels.lattice.op import lattice_loss, lattice_loss_and_occupation
 from asr_kernels.lattice.topology import RNNT, Topology
 from asr_kernels.nodes import Nodes
+from asr_kernels.pruned import reference
 from asr_kernels.pruned.bounds import first_kept
 from asr_kernels.pruned.simple import simple_scores
 from asr_kernels.rnnt.function import symbol_scores
@@ -102,7 +103,8 @@ def simple_rnnt_loss(
     lattice, chosen = problem.lattice, dispatch.choose(backend, am.device)
     nodes = Nodes(lattice.frames, lattice.labels, lm.shape[1])
     dtype = checks.loss_dtype(am)
-    scores = simple_scores(am.to(dtype), lm.to(dtype), problem.symbols, nodes, am_scale, lm_scale, unigram)
+    by_backend = reference.simple_scores if chosen == "reference" else simple_scores
+    scores = by_backend(am.to(dtype), lm.to(dtype), problem.symbols, nodes, am_scale, lm_scale, unigram)
     if chosen == "cpu":
         scores = scores.double()
     losses, occupation = lattice_loss_and_occupation(scores, lattice, chosen)

@@ -80,7 +80,7 @@ def spread(
     grad = _zeros_like(logits)
     dtype = reading.log_norm.dtype
     valid = nodes.valid(logits.shape[1], logits.device)
-    own, gamma = _symbol_gradient(symbols, reading.scores, grad_scores, vocab)
+    own, gamma = symbol_gradient(symbols, reading.scores, grad_scores, vocab)
     own = own.to(dtype)
     live = valid & ~(gamma.abs() < _NEGLIGIBLE[dtype])
     # What a piece writes besides live nodes is zero, but where the logits are not numbers.
@@ -128,7 +128,7 @@ def _sum_exp(
         raw[piece] = columns.gather(-1, _of(symbols, piece).expand(-1, x.shape[1], -1, -1)).to(raw.dtype)
 
 
-def _symbol_gradient(
+def symbol_gradient(
     symbols: Tensor, scores: Tensor, grad_scores: Tensor, vocab: int
 ) -> tuple[Tensor, Tensor]:
     """Gradient at the logits of the symbols, and gamma: float64 (B, T, W, K) and (B, T, W).
