@@ -25,6 +25,8 @@ class Problem(NamedTuple):
     """(B, U+1, K) int64, on the device of the scores: see Topology.symbols."""
     vocab: int
     """Columns of the logits in the softmax; what follows are durations."""
+    blank: int
+    """Not negative."""
 
 
 def problem(
@@ -66,7 +68,7 @@ def problem(
     _targets(targets, V)
     rules = _rules(topology, criterion, fastemit, delay_penalty, _band(alignment, alignment_band, (B, U)))
     symbols = topology.symbols(targets, blank, columns).to(device)
-    return Problem(Lattice(targets, frames, labels, rules), symbols, columns - topology.durations)
+    return Problem(Lattice(targets, frames, labels, rules), symbols, columns - topology.durations, blank)
 
 
 def floats(name: str, tensor: Tensor, dims: str, sizes: tuple[int | None, ...]) -> None:

@@ -37,10 +37,13 @@ def use_backend(backend: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(backend: str | None, device: torch.device) -> Backend:
-    """The backend for an input on `device`. Raises ValueError if `backend` names none."""
+def choose(backend: str | None, device: torch.device, *, also: str | None = None) -> Backend:
+    """The backend for an input on `device`. Raises ValueError if `backend` names none.
+
+    `also` is one more that the op has, beside this choice.
+    """
     if backend is not None:
-        return _known(backend)
+        return _known(backend, also)
     # The "cpu" path is written in torch operations that every device has, so it serves them all.
     return _forced.get() or ("triton" if device.type == "cuda" and _has_triton() else "cpu")
 
@@ -49,7 +52,8 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _known(name: str) -> Backend:
+def _known(name: str, also: str | None = None) -> Backend:
     if name not in backends():
-        raise ValueError(f"expected a backend among {', '.join(backends())}, found {name!r}")
+        names = [*backends(), *([also] if also else [])]
+        raise ValueError(f"expected a backend among {', '.join(names)}, found {name!r}")
     return name

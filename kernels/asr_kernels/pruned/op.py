@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asr_kernels import checks, dispatch
 from asr_kernels.fused.function import Activation, joiner_scores
@@ -14,7 +15,7 @@ from asr_kernels.lattice.arcs import LOG_ZERO, Criterion
 from asr_kernels.lattice.op import lattice_loss, lattice_loss_and_occupation
 from asr_kernels.lattice.topology import RNNT, Topology
 from asr_kernels.nodes import Nodes
-from asr_kernels.pruned import reference
+from asr_kernels.pruned import k2, reference
 from asr_kernels.pruned.bounds import first_kept
 from asr_kernels.pruned.simple import simple_scores
 from asr_kernels.rnnt.function import symbol_scores
@@ -100,7 +101,14 @@ def simple_rnnt_loss(
         fastemit=fastemit,
         delay_penalty=delay_penalty,
     )
-    lattice, chosen = problem.lattice, dispatch.choose(backend, am.device)
+    lattice = problem.lattice
+    if backend == k2.NAME:
+        if unigram is not None:
+            raise ValueError('expected no unigram for backend="k2", which computes its own, found one')
+        am, lm = am.to(checks.loss_dtype(am)), lm.to(checks.loss_dtype(am))
+        losses, label, by_blank = k2.simple_loss(am, lm, lattice, problem.blank, am_scale, lm_scale)
+        return SimpleLoss(checks.reduced(losses, reduction), label, by_blank)
+    chosen = dispatch.choose(backend, am.device, also=k2.NAME)
     nodes = Nodes(lattice.frames, lattice.labels, lm.shape[1])
     dtype = checks.loss_dtype(am)
     by_backend = reference.simple_scores if chosen == "reference" else simple_scores
@@ -152,8 +160,11 @@ def pruning_bounds(
         raise ValueError(f"expected S of at least 1, found {S}")
     frames = checks.lengths("logit_lengths", logit_lengths, T)
     labels = checks.lengths("target_lengths", target_lengths, width - 1)
-    chosen = dispatch.choose(backend, blank_occupation.device)
     S = min(S, width)
+    if backend == k2.NAME:
+        occupations = label_occupation.detach(), blank_occupation.detach()
+        return k2.bounds(*occupations, frames, labels, S)
+    chosen = dispatch.choose(backend, blank_occupation.device, also=k2.NAME)
     occupation = blank_occupation.detach().clone()
     occupation[:, :, :-1] += label_occupation.detach()
     valid = Nodes(frames, labels, width).valid(T, occupation.device)
@@ -218,7 +229,9 @@ def pruned_rnnt_loss(
         delay_penalty=delay_penalty,
     )
     band = _band(ranges, problem, (B, T, S), logits.device)
-    chosen = dispatch.choose(backend, logits.device)
+    if backend == k2.NAME:
+        return checks.reduced(_by_k2(logits, band, problem), reduction)
+    chosen = dispatch.choose(backend, logits.device, also=k2.NAME)
     scores = symbol_scores(logits, band.symbols, band.nodes, problem.vocab, chosen)
     losses = lattice_loss(_whole(scores, band, U), problem.lattice, chosen)
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
@@ -267,7 +280,13 @@ def fused_pruned_rnnt_loss(
         delay_penalty=delay_penalty,
     )
     band = _band(ranges, problem, (B, T, ranges.shape[-1]), encoder.device)
-    chosen = dispatch.choose(backend, encoder.device)
+    if backend == k2.NAME:
+        rows = predictor[torch.arange(B, device=encoder.device)[:, None, None], band.ranges]
+        hidden = encoder[:, :, None] + rows
+        hidden = hidden.tanh() if activation == "tanh" else hidden.relu()
+        losses = _by_k2(functional.linear(hidden, weight, bias), band, problem)
+        return checks.reduced(losses, reduction)
+    chosen = dispatch.choose(backend, encoder.device, also=k2.NAME)
     scores = joiner_scores(
         encoder,
         predictor,
@@ -313,6 +332,12 @@ def _band(
     index = ranges.flatten(1)[..., None].expand(-1, -1, K)
     symbols = problem.symbols.gather(1, index).view(*shape, K)
     return _Band(ranges, symbols, Nodes(lattice.frames, lattice.labels, shape[2], first))
+
+
+def _by_k2(logits: Tensor, band: _Band, problem: checks.Problem) -> Tensor:
+    """Losses (B,) of logits (B, T, S, V)."""
+    wide = logits.to(checks.loss_dtype(logits))
+    return k2.pruned_loss(wide, band.ranges, band.nodes, problem.lattice, problem.blank)
 
 
 def _whole(scores: Tensor, band: _Band, U: int) -> Tensor:
