@@ -23,7 +23,7 @@ from asr.losses import (
     LossConfig,
     Transcripts,
     ctc_frames_needed,
-    ctc_loss,
+    ctc_head_loss,
     pruned_transducer_loss,
     transducer_frames_needed,
     transducer_loss,
@@ -110,12 +110,12 @@ class Transducer(nn.Module):
         config = self.config.loss
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
         transducer = ctc = None
+        to = Transcripts(targets, lengths, target_lengths, self.blank)
         if self.has_transducer:
-            to = Transcripts(targets, lengths, target_lengths, self.blank)
             transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, step)
             total = total + config.transducer.weight * transducer
         if self.ctc is not None:
-            ctc = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.blank)
+            ctc = ctc_head_loss(config.ctc, self.ctc(encoded), to)
             # Beside a transducer CTC only helps: where it has no path it must not cost the utterance.
             total = total + config.ctc.weight * (
                 ctc.masked_fill(ctc == torch.inf, 0.0) if transducer is not None else ctc

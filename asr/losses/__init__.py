@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asr.config import Config
-from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_loss
+from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_head_loss
 from asr.losses.topology import TopologyConfig
 from asr.losses.transducer import (
     JoinerInputs,
@@ -32,7 +32,7 @@ __all__ = [
     "Transcripts",
     "TransducerLossConfig",
     "ctc_frames_needed",
-    "ctc_loss",
+    "ctc_head_loss",
     "pruned_transducer_loss",
     "transducer_frames_needed",
     "transducer_loss",

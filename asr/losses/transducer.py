@@ -41,6 +41,8 @@ class PrunedLossConfig(Config):
     """Weight of the linear joiner's loss after the warm-up; the pruned loss has 1."""
     warmup_steps: int = Field(200, ge=0)
     """Optimiser steps over which the simple loss goes from 1 to its weight, the pruned one from 0.1 to 1."""
+    backend: Literal["own", "k2"] = "own"
+    """Whose kernels and bounds: this toolkit's, or those of k2, which has to be installed."""
 
     @model_validator(mode="after")
     def _scales(self) -> PrunedLossConfig:
@@ -71,6 +73,16 @@ class TransducerLossConfig(Config):
     skip_below: float = Field(1e-6, ge=0, lt=1)
     """fused and pruned: nodes of the lattice less probable than this give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
+
+    @model_validator(mode="after")
+    def _what_k2_knows(self) -> TransducerLossConfig:
+        known = self.topology.name in ("rnnt", "monotonic") and self.criterion == "sum" and not self.fastemit
+        if self.kind == "pruned" and self.pruned.backend == "k2" and not known:
+            raise ValueError(
+                "pruned.backend k2 takes topology rnnt or monotonic, criterion sum and fastemit 0, found "
+                f"{self.topology.name}, {self.criterion}, {self.fastemit:g}: set pruned.backend to own"
+            )
+        return self
 
 
 class JoinerInputs(NamedTuple):
@@ -152,6 +164,7 @@ def pruned_transducer_loss(
     `step` is the optimiser step, for the warm-up; None is after it.
     """
     options, topology = config.pruned, config.topology.build()
+    backend = "k2" if options.backend == "k2" else None
     simple = simple_rnnt_loss(
         am,
         lm.to(am.dtype),
@@ -161,9 +174,15 @@ def pruned_transducer_loss(
         topology=MONOTONIC if config.topology.name in ("monotonic", "ctc") else RNNT,
         fastemit=config.fastemit,
         delay_penalty=config.delay_penalty,
+        backend=backend,
     )
     ranges = pruning_bounds(
-        simple.label_occupation, simple.blank_occupation, to.lengths, to.target_lengths, options.range
+        simple.label_occupation,
+        simple.blank_occupation,
+        to.lengths,
+        to.target_lengths,
+        options.range,
+        backend=backend,
     )
     pruned = fused_pruned_rnnt_loss(
         *joiner.one_dtype()[:4],
@@ -178,6 +197,7 @@ def pruned_transducer_loss(
         criterion=config.criterion,
         fastemit=config.fastemit,
         delay_penalty=config.delay_penalty,
+        backend=backend,
     )
     simple_weight, pruned_weight = options.weights(step)
     return simple_weight * simple.loss + pruned_weight * pruned

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asr.encoders import LstmEncoderConfig
 from asr.joiner import JoinerConfig
-from asr.losses import LossConfig, PrunedLossConfig, TopologyConfig, TransducerLossConfig
+from asr.losses import CtcLossConfig, LossConfig, PrunedLossConfig, TopologyConfig, TransducerLossConfig
 from asr.predictors import LstmPredictorConfig
 from asr.search import GreedySearch
 from asr.transducer import Transducer, TransducerConfig
@@ -126,6 +126,28 @@ def test_frames_needed_follow_topology_and_band() -> None:
     targets, target_lengths = torch.tensor([target, target]), torch.tensor([7, 7])
     value = model.losses(frames(), torch.tensor([4, 3]), targets, target_lengths).total
     assert torch.isfinite(value).tolist() == [True, False]
+
+
+def test_k2_is_refused_what_it_does_not_know() -> None:
+    k2 = PrunedLossConfig(backend="k2")
+    assert TransducerLossConfig(kind="pruned", pruned=k2).pruned.backend == "k2"
+    with pytest.raises(ValueError, match="found rnnt, max, 0: set pruned.backend to own"):
+        TransducerLossConfig(kind="pruned", criterion="max", pruned=k2)
+
+
+def test_ctc_by_its_best_alignment() -> None:
+    values = {}
+    for criterion in ("sum", "max"):
+        torch.manual_seed(0)
+        config = TransducerConfig(
+            encoder=LstmEncoderConfig(hidden=WIDTH, layers=1, dropout=0),
+            predictor=None,
+            loss=LossConfig(
+                transducer=TransducerLossConfig(weight=0), ctc=CtcLossConfig(weight=1, criterion=criterion)
+            ),
+        )
+        values[criterion] = losses(Transducer(config, 4, VOCAB))
+    assert (values["max"] > values["sum"]).all()
 
 
 def test_durations_belong_to_the_topologies_that_have_them() -> None:

@@ -83,7 +83,7 @@ def test_models_that_cannot_be_trained_are_refused(settings: dict[str, object], 
 
 
 def test_ctc_frames_needed_counts_repetitions() -> None:
-    assert [ctc_frames_needed(t) for t in ([], [1], [1, 2], [1, 1], [2, 2, 2, 1])] == [0, 1, 2, 3, 6]
+    assert [ctc_frames_needed(t) for t in ([], [1], [1, 2], [1, 1], [2, 2, 2, 1])] == [1, 1, 2, 3, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""On a machine with a GPU: are the Triton kernels right, and how fast are they beside their peers?
+
+    python tools/gpu_check                 # GPU tests, then benchmarks: under 9 minutes
+    python tools/gpu_check --smoke         # everything on tiny shapes, without a GPU too: does it run?
+    TRITON_INTERPRET=1 python tools/gpu_check --smoke      # likewise, by the Triton kernels
+
+Needs torch, triton, numpy and pytest (for the tests also hypothesis); torchaudio joins where it is installed.
+Prints rows as they come; what there was no time for is named at the end. With --output also writes the table
+as Markdown. tools/bench/gpu.py tells what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tools" / "bench")]
+
+import gpu  # noqa: E402
+import torch  # noqa: E402
+
+from asr_kernels import use_backend  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HEADER = ("B, T, U, V, D", "what", "ms", "x floor", "MB", "gradient off by", "")
+# (group, ours, peer, how many times as fast ours should be)
+GOALS = (
+    ("fused", "fused, dense", "joiner + torchaudio", 5.0),
+    ("fused", "fused, dense", "tiled", 1.4),
+    ("fused", "fused, skipping", "tiled", 3.0),
+)
+# (group, ours, how many times its floor it may take at the most)
+FLOORS = (("fused", "fused, dense", 2.5), ("fused", "fused, skipping", 2.5), ("pruned", "pruned", 2.0))
+MEMORY_SHARE = 1 / 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=500.0, help="for all of it")
+    parser.add_argument("--only", choices=("tests", "benchmarks"))
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, on a CPU if there is no GPU")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.smoke:
+        sys.exit("gpu_check: expected a GPU, found none; --smoke runs the benchmarks' code without one")
+    end = time.monotonic() + arguments.seconds
+    print(machine(), flush=True)
+    right = True
+    if arguments.only != "benchmarks":
+        right = tests(end)
+    if arguments.only != "tests":
+        with use_backend("triton" if INTERPRETED else None):
+            lines = list(benchmarks(end, arguments.smoke))
+        if arguments.output:
+            arguments.output.write_text("\n".join([machine(), "", *lines]) + "\n")
+            print(f"written: {arguments.output}")
+    sys.exit(0 if right else 1)
+
+
+def machine() -> str:
+    """Device, versions, commit and day."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    triton = "no Triton"
+    if importlib.util.find_spec("triton"):
+        import triton as module
+
+        triton = f"Triton {module.__version__}"
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    commit = git.stdout.strip() or "unknown"
+    today = datetime.date.today().isoformat()
+    return f"{device}, torch {torch.__version__}, {triton}, commit {commit}, {today}"
+
+
+def tests(end: float) -> bool:
+    """The GPU tests of the kernels; their summary is printed."""
+    if not torch.cuda.is_available():
+        print("tests: no GPU, so none (tests/kernels/test_triton.py runs them in Triton's interpreter)")
+        return True
+    start = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=3"]
+    command += ["tests/kernels/triton_checks.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+    environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=max(1.0, end - start),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+        print("tests: out of time after", output.decode()[-2000:] if isinstance(output, bytes) else output)
+        return False
+    lines = ran.stdout.strip().splitlines()
+    shown = lines[-1:] if ran.returncode == 0 else lines[-60:] + ran.stderr.splitlines()[-20:]
+    print(f"tests ({time.monotonic() - start:.0f} s):", *shown, sep="\n  ", flush=True)
+    return ran.returncode == 0
+
+
+def benchmarks(end: float, smoke: bool) -> Iterator[str]:
+    """Rows of the table in Markdown, then what became of the goals; printed too."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bench, found, missed = gpu.Bench(device, budget_s=0.3 if smoke else 1.0), {}, []
+    for line in (row_of(HEADER), row_of("---" for _ in HEADER)):
+        print(line)
+        yield line
+    for row in gpu.rows(smoke):
+        if time.monotonic() > end:
+            missed.append(f"{row.name} {row.shape}")
+            continue
+        try:
+            found[row] = result = bench.run(row)
+            cells = cells_of(result)
+        except torch.cuda.OutOfMemoryError:
+            cells = ["", "", "", "", "out of memory"]
+        except (ImportError, ArithmeticError, RuntimeError) as error:
+            cells = ["", "", "", "", f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"]
+        line = row_of([", ".join(map(str, row.shape)), f"{row.group}: {row.name}", *cells])
+        print(line, flush=True)
+        yield line
+    goals = () if smoke else verdicts(found)
+    for line in ("", *goals, *(f"no time for: {what}" for what in missed)):
+        print(line)
+        yield line
+
+
+def row_of(cells: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def cells_of(result: gpu.Result) -> list[str]:
+    """What follows the name."""
+    return [
+        f"{1e3 * result.seconds:.3g}",
+        "" if result.floor is None else f"{result.seconds / result.floor:.2f}",
+        "" if result.memory is None else f"{result.memory / 1e6:.0f}",
+        f"{result.error:.0e}",
+        result.note,
+    ]
+
+
+def verdicts(found: dict[gpu.Row, gpu.Result]) -> Iterator[str]:
+    """The goals of the kernels on a GPU, each with what was measured."""
+    shapes = dict.fromkeys(row.shape for row in found)
+    for shape in shapes:
+        what = ", ".join(map(str, shape))
+        for group, ours, peer, times in GOALS:
+            one, other = (found.get(gpu.Row(group, shape, name)) for name in (ours, peer))
+            if one and other:
+                yield verdict(
+                    f"{what}: {ours} against {peer}", other.seconds / one.seconds, times, at_least=True
+                )
+        for group, ours, most in FLOORS:
+            one = found.get(gpu.Row(group, shape, ours))
+            if one and one.floor:
+                yield verdict(
+                    f"{what}: {ours} against its floor", one.seconds / one.floor, most, at_least=False
+                )
+        dense = found.get(gpu.Row("fused", shape, "fused, dense"))
+        if dense and dense.memory is not None:
+            logits = 2 * gpu.nodes(shape) * shape[3]
+            yield verdict(
+                f"{what}: memory of the fused loss / logits",
+                dense.memory / logits,
+                MEMORY_SHARE,
+                at_least=False,
+            )
+
+
+def verdict(what: str, found: float, goal: float, *, at_least: bool) -> str:
+    reached = found >= goal if at_least else found <= goal
+    bound = "least" if at_least else "most"
+    return f"- {what}: {found:.3g}, {'reached' if reached else 'MISSED'} (goal: at {bound} {goal:.3g})"
+
+
+if __name__ == "__main__":
+    main()
