@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Digit strings: prepare, train, decode, measure live, transcribe one recording live.
 # egs/digits/run.sh [--data-dir DIR] [--split official|speakers] [--recipe streaming|bidirectional|ctc]
-#                   [--exp DIR] [--epochs N] [--stage N] [--stop-stage N]
+#                   [--exp DIR] [--epochs N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
 set -euo pipefail
-stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs=""
+stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs="" set=""
 while (($#)); do
   name=${1#--}; name=${name//-/_}
   if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
@@ -18,7 +18,8 @@ live() { run "$1" && [[ $recipe != bidirectional ]]; }
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"} --split "$split"; fi
 if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile
 elif run 2; then
-  asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"}
+  asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"} \
+    ${set:+$(printf -- '--set %s ' $set)}
 fi
 if run 3; then asr decode "$exp" --data test; fi
 if live 4; then asr decode "$exp" --data test --stream --threads 1; fi

@@ -131,7 +131,7 @@ def test_frames_needed_follow_topology_and_band() -> None:
 def test_k2_is_refused_what_it_does_not_know() -> None:
     k2 = PrunedLossConfig(backend="k2")
     assert TransducerLossConfig(kind="pruned", pruned=k2).pruned.backend == "k2"
-    with pytest.raises(ValueError, match="found rnnt, max, 0: set pruned.backend to own"):
+    with pytest.raises(ValueError, match=r"found rnnt, max, 0: set pruned.backend to own"):
         TransducerLossConfig(kind="pruned", criterion="max", pruned=k2)
 
 

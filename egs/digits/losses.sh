@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The streaming recipe with every criterion: the table "Criteria" of README.md.
+# egs/digits/losses.sh DATA [NAME ...]      DATA is what run.sh prepared (.../data); default: all names
+set -euo pipefail
+data=$1 here=$(dirname "${BASH_SOURCE[0]}") t=network.loss.transducer
+names=("${@:2}")
+((${#names[@]})) || names=(full fused pruned max monotonic ctc-topology tdt multi-blank without-ctc fastemit delay-penalty)
+declare -A settings=(
+  [full]="" [fused]="$t.kind=fused" [pruned]="$t.kind=pruned" [max]="$t.criterion=max"
+  [monotonic]="$t.topology.name=monotonic" [ctc-topology]="$t.topology.name=ctc" [tdt]="$t.topology.name=tdt"
+  [multi-blank]="$t.topology.name=multi_blank" [without-ctc]="network.loss.ctc.weight=0"
+  [fastemit]="$t.fastemit=0.01" [delay-penalty]="$t.delay_penalty=0.01"
+)
+for name in "${names[@]}"; do
+  OMP_NUM_THREADS=1 "$here/run.sh" --data "$data" --exp "exp/losses/$name" --set "${settings[$name]}" --stage 2 --stop-stage 4
+done
