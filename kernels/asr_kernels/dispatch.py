@@ -6,15 +6,19 @@ fastest path for the device of the input.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
 Backend = Literal["reference", "cpu", "triton"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _forced: ContextVar[Backend | None] = ContextVar("asr_kernels_backend", default=None)
 
@@ -46,6 +50,23 @@ def choose(backend: str | None, device: torch.device, *, also: str | None = None
         return _known(backend, also)
     # The "cpu" path is written in torch operations that every device has, so it serves them all.
     return _forced.get() or ("triton" if device.type == "cuda" and _has_triton() else "cpu")
+
+
+def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
+    """The op, with the GPU of its first tensor as the current one: that is where Triton launches kernels.
+
+    (Autograd sees to this in the backward pass.)
+    """
+
+    @functools.wraps(op)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
+        if first is None or not first.is_cuda:
+            return op(*args, **kwargs)
+        with torch.cuda.device(first.device):
+            return op(*args, **kwargs)
+
+    return guarded
 
 
 def _has_triton() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from asr_kernels.lattice.arcs import Graph
+from asr_kernels.lattice.arcs import Graph, Lattice
 from asr_kernels.nodes import Nodes
 
 triton = pytest.importorskip("triton", reason="no Triton for this platform")
@@ -26,13 +26,14 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
 from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
 from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
 from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
 TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
@@ -41,6 +42,7 @@ TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
+    torch.int8: "*i8",
     torch.bool: "*i1",
 }
 
@@ -49,6 +51,11 @@ def lattices(moves: tuple[tuple[int, int], ...], S: int, finals: int = 1) -> Non
     arcs, graph = torch.zeros(len(moves), 1, 7, S), Graph(moves, [7], [S], finals)
     lattice_gpu.forward_backward(arcs, graph)
     lattice_gpu.best_path(arcs, graph)
+
+
+def trellis(U: int) -> None:
+    lattice = Lattice(torch.zeros(1, U, dtype=torch.int64), [7], [U])
+    ctc_gpu.forward_backward(torch.zeros(1, 7, U + 1), lattice)
 
 
 def logits(V: int, K: int, dtype: torch.dtype) -> None:
@@ -72,6 +79,8 @@ def joiner(V: int, K: int, dtype: torch.dtype, band: bool = False) -> None:
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
+    "CTC loss, 100 labels": lambda: trellis(100),
+    "CTC loss, 1000 labels": lambda: trellis(1000),
     "TDT, 1000 states": lambda: lattices(TDT, 1000),
     "500 logits, bf16": lambda: logits(500, 2, torch.bfloat16),
     "5000 logits, TDT, fp32": lambda: logits(5000, 7, torch.float32),
@@ -111,7 +120,7 @@ def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[st
         run()
     assert {kernel for kernel, _, _ in launches} == wanted
     package = Path(lattice_gpu.__file__).parents[1]
-    assert {path.parent.name for path in package.rglob("gpu.py")} == {"lattice", "rnnt", "fused"}
+    assert {path.parent.name for path in package.rglob("gpu.py")} == {"lattice", "rnnt", "fused", "ctc"}
 
 
 @pytest.mark.skipif(not TOOL.exists(), reason=f"no {TOOL} to count registers")

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import test_fused_reader as fused_cases
 import torch
-from cases import TOPOLOGIES, expected, uneven
+from cases import TOPOLOGIES, expected, make, uneven
 from cases import run as run_op
 from torch import Tensor
 
-from asr_kernels import align, rnnt_loss
+from asr_kernels import align, ctc_loss, rnnt_loss
+from asr_kernels.ctc import gpu as ctc_gpu
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.fused import gpu as fused_gpu
 from asr_kernels.fused.function import FusedScores
@@ -494,3 +495,68 @@ def test_the_fused_loss_equals_the_definition(topology: str) -> None:
     torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-5, atol=1e-5)
     for one, other in zip(found.grads, wanted.grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# -- CTC ---------------------------------------------------------------------------------------------------
+
+CTC_LENGTHS = [(9, 4), (5, 4), (7, 0), (3, 4), (0, 1), (1, 1), (9, 2)]
+
+
+def ctc_case(seed: int = 0) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits (B, T, V) with NaN beyond the frames, and the other arguments; labels often repeat."""
+    case = make(CTC_LENGTHS, 3, seed=seed)
+    logits = case.logits[:, :, 0].clone()
+    for b, (T, _) in enumerate(CTC_LENGTHS):
+        logits[b, T:] = math.nan
+    return logits, case[1:]
+
+
+def ctc_by(backend: str, labels: tuple[Tensor, ...], **options: object) -> Callable[[Tensor], Tensor]:
+    device = DEVICE if backend == "triton" else "cpu"
+    return lambda x: ctc_loss(x.to(device), *labels, backend=backend, **options).cpu()
+
+
+@pytest.mark.parametrize("states", [32, 1024])
+@pytest.mark.parametrize("columns", [2, 128])
+def test_ctc_equals_the_definition(states: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctc_gpu, "_STATES", states)
+    monkeypatch.setattr(ctc_gpu, "_COLUMNS", columns)
+    logits, labels = ctc_case()
+    wanted = run_op(ctc_by("reference", labels), [logits])
+    assert wanted.losses.isinf().sum() >= 2
+    found = run_op(ctc_by("triton", labels), [logits], torch.float32)
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grads[0], wanted.grads[0], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(ctc_by("triton", labels)(logits.float()).double(), found.losses)
+
+
+def test_ctc_of_more_states_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctc_gpu, "_STATES", 32)
+    case = make([(60, 40), (41, 40), (50, 16)], 4, seed=3)
+    logits = case.logits[:, :, 0].clone()
+    wanted = run_op(ctc_by("cpu", case[1:]), [logits])
+    found = run_op(ctc_by("triton", case[1:]), [logits], torch.float32)
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grads[0], wanted.grads[0], rtol=1e-4, atol=1e-5)
+
+
+def test_ctc_without_labels_in_the_batch() -> None:
+    logits = torch.randn(2, 5, 3, dtype=torch.float64)
+    labels = torch.zeros(2, 0, dtype=torch.int64), torch.tensor([5, 2]), torch.tensor([0, 0])
+    wanted = run_op(ctc_by("reference", labels), [logits])
+    found = run_op(ctc_by("triton", labels), [logits], torch.float32)
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grads[0], wanted.grads[0], rtol=1e-4, atol=1e-5)
+
+
+def test_ctc_keeps_nan_and_impossible_symbols_where_they_are() -> None:
+    logits, labels = ctc_case(1)
+    logits[0, 2, 0] = math.nan
+    logits[1, 1, 1:] = -math.inf
+    wanted = run_op(ctc_by("reference", labels), [logits])
+    found = run_op(ctc_by("triton", labels), [logits], torch.float32)
+    assert found.losses.isnan().tolist() == [True] + [False] * 6
+    torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(found.grads[0][1:], wanted.grads[0][1:], rtol=1e-4, atol=1e-5)
+    assert found.grads[0][0, :9].isnan().any()

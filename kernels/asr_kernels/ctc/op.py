@@ -15,6 +15,7 @@ from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import CTC
 
 
+@dispatch.on_its_device
 def ctc_loss(
     logits: Tensor,
     targets: Tensor,
@@ -66,6 +67,7 @@ def ctc_loss(
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
+@dispatch.on_its_device
 def ctc_align(
     logits: Tensor,
     targets: Tensor,
@@ -109,11 +111,12 @@ def _problem(
 
 def _losses(logits: Tensor, problem: checks.Problem, backend: dispatch.Backend) -> Tensor:
     rules = problem.lattice.rules
-    if not (backend == "cpu" and rules.criterion == "sum" and rules.band is None):
+    if backend == "reference" or rules.criterion == "max" or rules.band is not None:
         return lattice_loss(_scores(logits, problem, backend), problem.lattice, backend)
     each = _frame_scores(logits, problem, backend)
-    losses, sure = _TrellisLoss.apply(each, problem.lattice)
-    again = (~sure).nonzero().squeeze(-1).tolist()
+    solve = torch.is_grad_enabled() and each.requires_grad
+    losses, sure = _TrellisLoss.apply(each, problem.lattice, backend, solve)
+    again = [] if sure is None else (~sure).nonzero().squeeze(-1).tolist()
     if again:
         mended = lattice_loss(_at_nodes(each[again]), problem.lattice.part(again), backend)
         losses = losses.index_put((torch.tensor(again, device=losses.device),), mended)
@@ -147,25 +150,32 @@ def _frame_scores(logits: Tensor, problem: checks.Problem, backend: dispatch.Bac
 
 
 class _TrellisLoss(torch.autograd.Function):
-    """Losses (B,) of frame scores (B, T, U+1) in float64, over all paths; and (B,) whether they are true."""
+    """Losses (B,) of frame scores (B, T, U+1), over all paths; and (B,) which are true, None for all."""
 
     @staticmethod
-    def forward(ctx: Any, each: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
-        found = [
-            torch.from_numpy(x).to(each.device) for x in cpu.forward_backward(each.cpu().numpy(), lattice)
-        ]
-        log_total, gradient, sure = found
-        ctx.save_for_backward(each, gradient)
-        ctx.mark_non_differentiable(sure)
+    def forward(
+        ctx: Any, each: Tensor, lattice: Lattice, backend: dispatch.Backend, solve: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        sure = None
+        if backend == "triton":
+            from asr_kernels.ctc import gpu  # triton is imported where it is used
+
+            log_total, gradient = gpu.forward_backward(each, lattice, gradient=solve)
+        else:
+            found = cpu.forward_backward(each.cpu().numpy(), lattice)
+            log_total, gradient, sure = (torch.from_numpy(x).to(each.device) for x in found)
+            ctx.mark_non_differentiable(sure)
+        if solve:
+            ctx.save_for_backward(each, gradient)
         return -log_total, sure
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         each, gradient = ctx.saved_tensors
         weighted = weigh(gradient, grad_losses)
         if torch.is_grad_enabled():
             weighted = NoSecondDerivative.apply(weighted, each, grad_losses)
-        return weighted, None
+        return weighted, None, None, None
 
 
 class _FrameScores(torch.autograd.Function):

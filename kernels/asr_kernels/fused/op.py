@@ -17,6 +17,7 @@ SKIP_BELOW = 1e-6
 """Default of `skip_below`; README.md has the evidence."""
 
 
+@dispatch.on_its_device
 def fused_rnnt_loss(
     encoder: Tensor,
     predictor: Tensor,

@@ -30,8 +30,8 @@ from torch import Tensor
 from asr_kernels.lattice.arcs import Graph, Moves
 
 # As in arcs.py, which Triton cannot read: log 0, and what is as good as that.
-_LOG_ZERO = tl.constexpr(-1e30)
-_UNREACHED = tl.constexpr(-5e29)
+LOG_ZERO = tl.constexpr(-1e30)
+UNREACHED = tl.constexpr(-5e29)
 
 # Numbers that differ from batch to batch; Triton would compile anew for those that are multiples of 16.
 _VARYING = ["B", "T", "S", "rows"]
@@ -132,7 +132,7 @@ def _recursion_kernel(
     blocks = tl.cdiv(S_b, BLOCK)
     for j in range(blocks):
         s = j * BLOCK + tl.arange(0, BLOCK)
-        tl.store(alpha + s, tl.where(s < starts, 0.0, _LOG_ZERO), mask=s < S_b)
+        tl.store(alpha + s, tl.where(s < starts, 0.0, LOG_ZERO), mask=s < S_b)
     tl.debug_barrier()
     last = (T_b + (S_b - 1) * SKEW) * blocks  # blocks of states in the rows 1, 2, ...
     scores = _load_moves(arcs, between, 0, last, blocks, turned, T_b, S_b, S, MOVES, SKEW, BLOCK)
@@ -141,17 +141,17 @@ def _recursion_kernel(
         n = 1 + i // blocks
         s = (i % blocks) * BLOCK + tl.arange(0, BLOCK)
         t = n - s * SKEW
-        value = tl.full((BLOCK,), _LOG_ZERO, tl.float64)
+        value = tl.full((BLOCK,), LOG_ZERO, tl.float64)
         for m in tl.static_range(len(MOVES)):
             dt = MOVES[m][0]
             ds = MOVES[m][1]
             lag = dt + ds * SKEW
             came = (n >= lag) & (s >= ds) & (s < S_b)
             source = alpha + (n - lag).to(tl.int64) * S + s - ds
-            term = tl.load(source, mask=came, other=_LOG_ZERO) + scores[m]
-            value = term if m == 0 else _add(value, term, MAX)
+            term = tl.load(source, mask=came, other=LOG_ZERO) + scores[m]
+            value = term if m == 0 else log_add(value, term, MAX)
         exists = (t >= 0) & (t <= T_b)
-        tl.store(alpha + n.to(tl.int64) * S + s, tl.where(exists, value, _LOG_ZERO), mask=s < S_b)
+        tl.store(alpha + n.to(tl.int64) * S + s, tl.where(exists, value, LOG_ZERO), mask=s < S_b)
         if i % blocks == blocks - 1:
             tl.debug_barrier()
         scores = following
@@ -160,9 +160,9 @@ def _recursion_kernel(
         end = alpha + (T_b + (S_b - 1) * SKEW).to(tl.int64) * S + S_b - 1
         total = tl.load(end)
         if FINALS == 2:
-            before = tl.load(end - 1, mask=S_b >= 2, other=_LOG_ZERO)
-            total = _add(total, before, MAX)
-        total = tl.where((total < _UNREACHED) | (T_b == 0), float("-inf"), total)
+            before = tl.load(end - 1, mask=S_b >= 2, other=LOG_ZERO)
+            total = log_add(total, before, MAX)
+        total = tl.where((total < UNREACHED) | (T_b == 0), float("-inf"), total)
         tl.store(totals + b, total)
 
 
@@ -183,13 +183,13 @@ def _load_moves(
         s_m = tl.where(turned == 1, S_b - 1 - s, s - ds)
         exists = (i < last) & (s < S_b) & (t <= T_b) & (t_m >= 0) & (t_m < T_b) & (s_m >= 0)
         address = m * between + t_m.to(tl.int64) * S + s_m
-        score = tl.load(arcs + address, mask=exists, other=_LOG_ZERO)
-        scores += (tl.where(score < _LOG_ZERO, _LOG_ZERO, score).to(tl.float64),)
+        score = tl.load(arcs + address, mask=exists, other=LOG_ZERO)
+        scores += (tl.where(score < LOG_ZERO, LOG_ZERO, score).to(tl.float64),)
     return scores
 
 
 @triton.jit
-def _add(a, b, MAX: tl.constexpr):
+def log_add(a, b, MAX: tl.constexpr):
     """log(exp a + exp b), or the larger of them; NaN if either is."""
     high = tl.where((a > b) | (a != a), a, b)
     if not MAX:
@@ -213,16 +213,16 @@ def _occupation_kernel(
     total = tl.load(totals + b)
     T_b = tl.where(total == float("-inf"), 0, T_b)  # no path, no occupation
     exists = (t < T_b) & (s < S_b)
-    share = tl.load(alpha + (t + s * SKEW) * S + s, mask=exists, other=_LOG_ZERO) - total
+    share = tl.load(alpha + (t + s * SKEW) * S + s, mask=exists, other=LOG_ZERO) - total
     for m in tl.static_range(len(MOVES)):
         dt = MOVES[m][0]
         ds = MOVES[m][1]
         address = ((m * B + b) * T + t) * S + s
-        score = tl.load(arcs + address, mask=exists, other=_LOG_ZERO).to(tl.float64)
+        score = tl.load(arcs + address, mask=exists, other=LOG_ZERO).to(tl.float64)
         t_turned, s_turned = T_b - t - dt, S_b - 1 - s - ds
         arrives = exists & (t_turned >= 0) & (s_turned >= 0)
         turned = beta + (t_turned + s_turned * SKEW) * S + s_turned
-        log_share = share + score + tl.load(turned, mask=arrives, other=_LOG_ZERO)
+        log_share = share + score + tl.load(turned, mask=arrives, other=LOG_ZERO)
         own = tl.where(exists, tl.exp(log_share.to(tl.float32)), 0.0)
         tl.store(occupation + address, own.to(occupation.dtype.element_ty), mask=(t < T) & (s < S))
 
@@ -243,10 +243,10 @@ def _best_path_kernel(
     total = tl.load(totals + b)
     if FINALS == 2:
         last = tl.load(alpha + t * S + s)
-        before = tl.load(alpha + t * S + s - 1, mask=s >= 1, other=_LOG_ZERO)
+        before = tl.load(alpha + t * S + s - 1, mask=s >= 1, other=LOG_ZERO)
         s = tl.where(before > last, s - 1, s)
     # No path, or NaN: nothing to walk.
-    n = tl.where(total > _UNREACHED, t + s * SKEW, 0)
+    n = tl.where(total > UNREACHED, t + s * SKEW, 0)
     while n > 0:
         best = tl.full((), float("-inf"), tl.float64)
         move = tl.full((), 0, tl.int32)
@@ -254,9 +254,9 @@ def _best_path_kernel(
         for m in tl.static_range(len(MOVES)):
             t_m, s_m = t - MOVES[m][0], s - MOVES[m][1]
             exists = (t_m >= 0) & (t_m < T) & (s_m >= 0)
-            score = tl.load(arcs + m * between + t_m * S + s_m, mask=exists, other=_LOG_ZERO)
+            score = tl.load(arcs + m * between + t_m * S + s_m, mask=exists, other=LOG_ZERO)
             source = alpha + (t_m + s_m * SKEW) * S + s_m
-            came = tl.load(source, mask=exists, other=_LOG_ZERO) + score
+            came = tl.load(source, mask=exists, other=LOG_ZERO) + score
             better = exists & (came > best)
             best = tl.where(better, came, best)
             move = tl.where(better, m, move)

@@ -34,6 +34,7 @@ class SimpleLoss(NamedTuple):
     """(B, T, U+1): probability that frame t ends with u labels out. No gradient."""
 
 
+@dispatch.on_its_device
 def simple_rnnt_loss(
     am: Tensor,
     lm: Tensor,
@@ -124,6 +125,7 @@ def simple_rnnt_loss(
     )
 
 
+@dispatch.on_its_device
 def pruning_bounds(
     label_occupation: Tensor,
     blank_occupation: Tensor,
@@ -173,6 +175,7 @@ def pruning_bounds(
     return first[..., None] + torch.arange(S, device=first.device)
 
 
+@dispatch.on_its_device
 def pruned_rnnt_loss(
     logits: Tensor,
     targets: Tensor,
@@ -237,6 +240,7 @@ def pruned_rnnt_loss(
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
+@dispatch.on_its_device
 def fused_pruned_rnnt_loss(
     encoder: Tensor,
     predictor: Tensor,

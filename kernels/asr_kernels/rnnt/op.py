@@ -15,6 +15,7 @@ from asr_kernels.nodes import Nodes
 from asr_kernels.rnnt.function import symbol_scores
 
 
+@dispatch.on_its_device
 def rnnt_loss(
     logits: Tensor,
     targets: Tensor,
@@ -80,6 +81,7 @@ def rnnt_loss(
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
+@dispatch.on_its_device
 def align(
     logits: Tensor,
     targets: Tensor,
