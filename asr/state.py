@@ -50,6 +50,11 @@ def select(state: S, index: Tensor) -> S:
     return map_tensors(lambda t: t.index_select(0, index.to(t.device)), state)
 
 
+def put(state: S, index: Tensor, part: S) -> S:
+    """The state with the streams `index` (int64, distinct) replaced by those of `part`, in order."""
+    return map_tensors(lambda t, new: t.index_copy(0, index.to(t.device), new), state, part)
+
+
 def where(mask: Tensor, state: S, other: S) -> S:
     """Stream by stream: `state` where the boolean (B,) `mask` is True, else `other`.
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from asr.encoders.base import Encoder, EncoderOutput
+from asr.encoders.chunked import ChunkedEncoder
+from asr.encoders.conformer import ConformerEncoder, ConformerEncoderConfig
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
 
-EncoderConfig = LstmEncoderConfig
+EncoderConfig = Annotated[LstmEncoderConfig | ConformerEncoderConfig, Field(discriminator="kind")]
 """Every encoder's configuration; `kind` tells them apart."""
 
 
-def build_encoder(config: EncoderConfig, input_dim: int, frame_shift_s: float) -> Encoder:
+def build_encoder(
+    config: LstmEncoderConfig | ConformerEncoderConfig, input_dim: int, frame_shift_s: float
+) -> Encoder:
     """The encoder that `config` describes, for features of `input_dim` bins every `frame_shift_s` seconds."""
+    if isinstance(config, ConformerEncoderConfig):
+        return ConformerEncoder(config, input_dim, frame_shift_s)
     return LstmEncoder(config, input_dim, frame_shift_s)
 
 
-__all__ = ["Encoder", "EncoderConfig", "EncoderOutput", "LstmEncoder", "LstmEncoderConfig", "build_encoder"]
+__all__ = [
+    "ChunkedEncoder",
+    "ConformerEncoder",
+    "ConformerEncoderConfig",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderOutput",
+    "LstmEncoder",
+    "LstmEncoderConfig",
+    "build_encoder",
+]

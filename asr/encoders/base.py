@@ -5,10 +5,9 @@ signal and every frame of it is answered: ceil(T / subsampling) outputs. With a 
 of each stream, of any size, a different one for each stream if need be; outputs come as soon as their
 lookahead has been heard, and `flush` ends the streams. In any chunking the outputs are the same, to 1e-4.
 
-Output frame i stands for the feature frames i s .. i s + s - 1 (s = subsampling, also `chunk_frames`, the
-least that gives a new output) and may look `lookahead_frames` further. The whole is padded with
-`flush_frames` = s - 1 + lookahead_frames zero frames (zero is the mean after normalisation), and flushing
-feeds the very same frames, which is why the two agree.
+Output frame i stands for the feature frames i s .. i s + s - 1 (s = subsampling); `last_needed(i)` is the
+last one that it may depend on. The whole is padded with `flush_frames` zero frames (zero is the mean after
+normalisation), and flushing feeds the very same frames, which is why the two agree.
 """
 
 from __future__ import annotations
@@ -58,7 +57,15 @@ class Encoder(nn.Module, ABC):
     @property
     def flush_frames(self) -> int:
         """Zero frames that stand behind the end of every signal."""
-        return self.chunk_frames - 1 + self.lookahead_frames
+        return self.subsampling - 1 + self.lookahead_frames
+
+    def last_needed(self, output: int) -> int:
+        """The last feature frame that an output frame may depend on."""
+        return (
+            (output * self.subsampling // self.chunk_frames + 1) * self.chunk_frames
+            - 1
+            + self.lookahead_frames
+        )
 
     @property
     def frame_rate(self) -> float:
@@ -72,8 +79,8 @@ class Encoder(nn.Module, ABC):
 
     @property
     def algorithmic_latency_s(self) -> float:
-        """Seconds from the start of an output's block until all the frames that it needs have begun."""
-        return self.flush_frames * self.frame_shift_s
+        """Seconds from the start of an output's block until all frames that it needs have begun, at worst."""
+        return (self.chunk_frames - 1 + self.lookahead_frames) * self.frame_shift_s
 
     def forward(self, x: Tensor, x_lengths: Tensor, state: Any = None) -> EncoderOutput:
         """Encode whole signals (`state` None) or the next chunk of every stream.

@@ -1,16 +1,24 @@
-"""Streaming convolution over time: the same numbers in any chunking.
+"""Convolutions over time that give the same numbers in any chunking.
 
-y_i = b + sum_{j<k} W_j x_{i s + j - left}: `left` zero frames stand before the signal, and what the last
-windows lack on the right is fed by the encoder's flush. The right context is therefore k - 1 - left
-frames, and it is the only lookahead there is.
+`StreamingConvolution`, for streams of any raggedness::
+
+    y_i = b + sum_{j<k} W_j x_{i s + j - left}
+
+`left` zero frames stand before the signal, and what the last windows lack on the right is fed by the
+encoder's flush. The right context is therefore k - 1 - left frames, and it is the only lookahead there is.
+
+`DepthwiseConvolution`, of every channel by itself, for encoders that work in chunks: causal, or symmetric
+within what the chunk can see, zeros standing for frames that come after it (Li et al. 2023, "Dynamic chunk
+convolution for unified streaming and non-streaming Conformer ASR").
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from asr.layers.window import WindowState, initial_window_state, slide
 
@@ -44,3 +52,38 @@ class StreamingConvolution(nn.Module):
     def initial_state(self, batch: int, device: torch.device | None, dtype: torch.dtype) -> WindowState:
         """State of `batch` streams that have heard nothing."""
         return initial_window_state(batch, self.size, self.input_dim, self.left, device, dtype)
+
+
+class DepthwiseConvolution(nn.Module):
+    """(B, T, dim) -> (B, T, dim), with explicit state."""
+
+    def __init__(self, dim: int, size: int, kind: Literal["causal", "chunk"]) -> None:
+        super().__init__()
+        assert size % 2 == 1
+        self.size, self.right = size, 0 if kind == "causal" else size // 2
+        self.left = size - 1 - self.right
+        self.weight = nn.Parameter(torch.empty(dim, 1, size))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Tensor, chunk: int | None) -> Tensor:
+        """Whole signals, zero beyond their ends, in chunks of so many frames (None: one of all)."""
+        if self.right == 0 or chunk is None or chunk >= x.shape[1]:
+            return self._convolve(functional.pad(x, (0, 0, self.left, self.right)))
+        B, T, dim = x.shape
+        chunks = -(-T // chunk)
+        padded = functional.pad(x, (0, 0, self.left, chunks * chunk - T))
+        windows = padded.unfold(1, self.left + chunk, chunk).transpose(2, 3)  # (B, chunks, left + chunk, dim)
+        windows = functional.pad(windows.flatten(0, 1), (0, 0, 0, self.right))
+        return self._convolve(windows).reshape(B, chunks * chunk, dim)[:, :T]
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next chunk (B, C, dim) of every stream behind the state (B, left, dim), and the new state."""
+        frames = torch.cat((state, x), dim=1)
+        y = self._convolve(functional.pad(frames, (0, 0, 0, self.right)))
+        return y, frames[:, frames.shape[1] - self.left :]
+
+    def _convolve(self, frames: Tensor) -> Tensor:
+        """(B, L, dim) -> (B, L - size + 1, dim)."""
+        y = functional.conv1d(frames.transpose(1, 2), self.weight, self.bias, groups=len(self.weight))
+        return y.transpose(1, 2)

@@ -71,6 +71,17 @@ def slide(
     return Windows(aligned, counts, WindowState(tail, pending))
 
 
+def joined(a: Tensor, a_lengths: Tensor, b: Tensor, b_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Stream by stream, the valid frames of a (B, N, D), then those of b (B, M, D); and their number."""
+    if a.shape[1] == 0 or not bool(a_lengths.any()):
+        return b, b_lengths
+    place = torch.arange(a.shape[1] + b.shape[1], device=a.device)[None]
+    behind = place - a_lengths[:, None]
+    index = torch.where(behind < 0, place, a.shape[1] + behind).clamp(max=a.shape[1] + b.shape[1] - 1)
+    frames = torch.cat((a, b), dim=1).gather(1, index[:, :, None].expand(-1, -1, a.shape[2]))
+    return frames, a_lengths + b_lengths
+
+
 def _window_count(lengths: Tensor, size: int, stride: int) -> Tensor:
     return torch.where(lengths >= size, (lengths - size) // stride + 1, torch.zeros_like(lengths))
 

@@ -1,0 +1,355 @@
+"""What encoders that attend share: chunks of frames, for streams of any raggedness; contexts to choose from.
+
+Frames wait until a chunk of the context is complete and go through the layers together; each layer keeps what
+later chunks need (asr/layers/attention.py, convolution.py). A whole utterance goes through the same layers at
+once, with the mask of its context instead of the caches. The last chunk of a stream is as short as what is
+left of it: nothing is padded, so nothing is heard that was not said.
+
+One set of weights serves every context: training draws one of `contexts` for each batch, and `with_context`
+gives the same network with another one. Pooling halves the frame rate inside the stack (Dai et al. 2020,
+Funnel-Transformer): the mean of two frames, the last one alone where their number is odd.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from asr import state as states
+from asr.config import Config
+from asr.encoders.base import Encoder, EncoderOutput
+from asr.errors import ConfigError
+from asr.layers.attention import PositionKind, Positions, positions
+from asr.layers.context import ContextConfig
+from asr.layers.convolution import StreamingConvolution
+from asr.layers.subsampling import Subsampling, SubsamplingConfig
+from asr.layers.window import WindowState, joined
+from asr.lengths import padding_mask
+
+
+class ChunkedEncoderConfig(Config):
+    """What all encoders that attend in chunks have."""
+
+    dim: int = Field(256, ge=2)
+    """Width of the frames."""
+    heads: int = Field(4, ge=1)
+    layers: int = Field(8, ge=1)
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward modules, in multiples of `dim`."""
+    positions: PositionKind = "rotary"
+    dropout: float = Field(0.1, ge=0, lt=1)
+    contexts: tuple[ContextConfig, ...] = Field((ContextConfig(),), min_length=1)
+    """Training draws one for each batch; the first is that of dev and of use, unless another is chosen."""
+    lookahead: int = Field(0, ge=0, le=64)
+    """Encoder frames of future context, through a convolution before the stack."""
+    pool_after: tuple[int, ...] = ()
+    """Layers (counted from 1) behind which the frame rate is halved."""
+    checkpointing: bool = False
+    """Keep only the layers' inputs in training and compute the rest again: less memory, a third more time."""
+    subsampling: SubsamplingConfig = SubsamplingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ValueError(
+                f"dim {self.dim} is not an even multiple of heads {self.heads}: set dim or heads"
+            )
+        if self.lookahead and any(context.chunk is None for context in self.contexts):
+            raise ValueError(
+                "lookahead is for chunks, and full context sees all: set lookahead to 0, or every chunk"
+            )
+        if len(set(self.pool_after)) < len(self.pool_after) or not all(
+            1 <= layer < self.layers for layer in self.pool_after
+        ):
+            raise ValueError(
+                f"pool_after {self.pool_after} names layers from 1 to {self.layers - 1}, each once"
+            )
+        for context in self.contexts:
+            check_context(context, 2 ** len(self.pool_after))
+        return self
+
+
+def check_context(context: ContextConfig, pooling: int) -> None:
+    """Raise ValueError if chunks cannot be pooled."""
+    if context.chunk is not None and context.chunk % pooling:
+        raise ValueError(
+            f"chunk {context.chunk} is not a multiple of {pooling}, by which the frames are pooled: "
+            f"{pooling * -(-context.chunk // pooling)} would do"
+        )
+
+
+@dataclass(frozen=True)
+class History:
+    """What the layers remember of a stream."""
+
+    heard: Tensor
+    """(B,) int64: frames that the caches really hold."""
+    layers: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ChunkedState:
+    """What a stream remembers."""
+
+    subsampling: tuple[WindowState, ...]
+    lookahead: WindowState | None
+    waiting: Tensor
+    """(B, chunk - 1, dim): frames of a chunk that is not complete."""
+    waiting_lengths: Tensor
+    """(B,) int64."""
+    history: History
+
+
+class Seen(NamedTuple):
+    """What a layer needs to know of its frames (B, T, dim)."""
+
+    valid: Tensor
+    """(B, T) bool: within the lengths."""
+    mask: Tensor | None
+    """(B or 1, T or 1, L + T) bool: which of the L cached frames and the T own ones a frame attends to."""
+    where: Positions
+    chunk: int | None
+    """Frames of a chunk, where several are treated at once."""
+
+
+class Layer(nn.Module, ABC):
+    """A layer of a chunked encoder."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, seen: Seen, state: Any) -> tuple[Tensor, Any]:
+        """(B, T, dim) -> (B, T, dim), whole (`state` None) or the next chunk; and the new state."""
+
+    @abstractmethod
+    def initial_state(self, batch: int, history: int, device: torch.device | None, dtype: torch.dtype) -> Any:
+        """State of `batch` streams that have heard nothing; `history` frames will be remembered."""
+
+
+class _Passed(NamedTuple):
+    """Frames behind the stack."""
+
+    y: Tensor
+    y_lengths: Tensor
+    states: tuple[Any, ...]
+    """Of the layers; Nones for whole signals."""
+
+
+class ChunkedEncoder(Encoder):
+    """See the module docstring; (B, T, input_dim) -> (B, ceil(T / subsampling), dim)."""
+
+    why_not_streaming = "its context is the whole utterance"
+
+    def __init__(
+        self,
+        config: ChunkedEncoderConfig,
+        input_dim: int,
+        frame_shift_s: float,
+        make_layer: Callable[[], Layer],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.input_dim, self.output_dim, self.frame_shift_s = input_dim, config.dim, frame_shift_s
+        self.entrance = config.subsampling.factor
+        self.subsampling = self.entrance * 2 ** len(config.pool_after)
+        self.lookahead_frames = config.lookahead * self.entrance
+        self.context = config.contexts[0]
+        self.subsample = Subsampling(config.subsampling, input_dim, config.dim)
+        self.lookahead = (
+            StreamingConvolution(config.dim, config.dim, 1 + config.lookahead) if config.lookahead else None
+        )
+        self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def streaming(self) -> bool:  # type: ignore[override]
+        """Whether chunks can be fed as they come, with the context as it is."""
+        return self.context.streaming
+
+    @property
+    def chunk_frames(self) -> int:
+        """Feature frames that are heard before the first output of a chunk."""
+        return self.entrance * (self.context.chunk or 1)
+
+    @property
+    def flush_frames(self) -> int:
+        """Zero frames that stand behind the end of every signal."""
+        return self.entrance - 1 + self.lookahead_frames
+
+    def with_context(self, context: ContextConfig) -> Self:
+        """The same network, its weights shared, that sees another context. Raises ConfigError."""
+        try:
+            check_context(context, self.subsampling // self.entrance)
+            if context.chunk is None and self.lookahead is not None:
+                raise ValueError("this network has a lookahead, which is for chunks: choose a chunk")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        view = copy.copy(self)
+        view.context = context
+        return view
+
+    def encode(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EncoderOutput:
+        """See Encoder.forward."""
+        x, x_lengths, subsampling = self.subsample(x, x_lengths, None if state is None else state.subsampling)
+        lookahead = None
+        if self.lookahead is not None:
+            y, x_lengths, lookahead = self.lookahead(x, x_lengths, None if state is None else state.lookahead)
+            x = torch.relu(y)
+        x = self.dropout(x)
+        if state is None:
+            passed = self._whole(x, x_lengths)
+            return EncoderOutput(passed.y, passed.y_lengths, None)
+        assert subsampling is not None
+        frames, lengths = joined(state.waiting, state.waiting_lengths, x, x_lengths)
+        y, y_lengths, history = self._complete_chunks(frames, lengths, state.history)
+        used = lengths // self._chunk * self._chunk
+        waiting = _from(frames, used, self._chunk - 1)
+        new = ChunkedState(subsampling, lookahead, waiting, lengths - used, history)
+        return EncoderOutput(y, y_lengths, new)
+
+    def flush(self, state: ChunkedState) -> EncoderOutput:
+        """End the streams: what waited for lookahead, and the last chunk, as long as it is."""
+        y, y_lengths, state = super().flush(state)
+        rest = state.waiting_lengths
+        if not bool(rest.any()):
+            return EncoderOutput(y, y_lengths, state)
+        last = self._step(state.waiting[:, : int(rest.max())], rest, state.history)
+        return EncoderOutput(*joined(y, y_lengths, last.y, last.y_lengths), state)
+
+    def initial_state(
+        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> ChunkedState:
+        """State of `batch` streams that have heard nothing."""
+        self.require_streaming()
+        lookahead = None if self.lookahead is None else self.lookahead.initial_state(batch, device, dtype)
+        waiting = torch.zeros(batch, self._chunk - 1, self.output_dim, device=device, dtype=dtype)
+        none = torch.zeros(batch, dtype=torch.int64, device=device)
+        layers = tuple(
+            layer.initial_state(batch, self.context.history // pooling, device, dtype)
+            for layer, pooling in self._levels()
+        )
+        entrance = self.subsample.initial_state(batch, device, dtype)
+        return ChunkedState(entrance, lookahead, waiting, none, History(none, layers))
+
+    @property
+    def _chunk(self) -> int:
+        """Frames of a chunk of a stream."""
+        assert self.context.chunk is not None
+        return self.context.chunk
+
+    def _levels(self) -> Iterator[tuple[Layer, int]]:
+        """Every layer, and by how much the frames before it are pooled."""
+        pooling = 1
+        for number, layer in enumerate(self.layers):
+            pooling *= 1 + (number in self.config.pool_after)
+            assert isinstance(layer, Layer)
+            yield layer, pooling
+
+    def _whole(self, x: Tensor, lengths: Tensor) -> _Passed:
+        """Whole signals, with the mask of the context."""
+        context, contexts = self.context, self.config.contexts
+        if self.training and len(contexts) > 1:
+            context = contexts[int(torch.randint(len(contexts), ()))]
+
+        def seen(x: Tensor, lengths: Tensor, pooling: int) -> Seen:
+            valid, here = padding_mask(lengths, x.shape[1]), context.pooled(pooling)
+            mask = valid[:, None]
+            if here.chunk is not None:
+                mask = mask & here.mask(x.shape[1], x.device)
+            return Seen(valid, _needed(mask), self._positions(0, x), here.chunk)
+
+        return self._through(x, lengths, seen, (None,) * len(self.layers))
+
+    def _step(self, x: Tensor, lengths: Tensor, history: History) -> _Step:
+        """One chunk (B, T, dim) of every stream, of which `lengths` are there."""
+
+        def seen(x: Tensor, lengths: Tensor, pooling: int) -> Seen:
+            valid, cached = padding_mask(lengths, x.shape[1]), self.context.history // pooling
+            place = torch.arange(cached, device=x.device)[None]
+            real = place >= cached - history.heard[:, None] // pooling
+            mask = torch.cat((real, valid), dim=1)[:, None]
+            return Seen(valid, _needed(mask), self._positions(cached, x), None)
+
+        passed = self._through(x, lengths, seen, history.layers)
+        heard = (history.heard + lengths).clamp(max=self.context.history)
+        return _Step(passed.y, passed.y_lengths, History(heard, passed.states))
+
+    def _complete_chunks(self, frames: Tensor, lengths: Tensor, history: History) -> _Step:
+        """All chunks that are complete, one after the other."""
+        complete, chunk = lengths // self._chunk, self._chunk
+        size = chunk // (self.subsampling // self.entrance)
+        y = frames.new_zeros(len(frames), int(complete.max()) * size, self.output_dim)
+        for number in range(int(complete.max())):
+            part = frames[:, number * chunk : (number + 1) * chunk]
+            place = slice(number * size, (number + 1) * size)
+            ready = (complete > number).nonzero().squeeze(-1)
+            if len(ready) == len(frames):
+                y[:, place], _, history = self._step(part, torch.full_like(ready, chunk), history)
+            else:
+                step = self._step(part[ready], torch.full_like(ready, chunk), states.select(history, ready))
+                y[ready, place] = step.y
+                history = states.put(history, ready, step.history)
+        return _Step(y, complete * size, history)
+
+    def _through(
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        seen: Callable[[Tensor, Tensor, int], Seen],
+        layers: tuple[Any, ...],
+    ) -> _Passed:
+        """All layers; `seen` makes what they need to know, for every frame rate once."""
+        new, before = [], 0
+        for (layer, pooling), state in zip(self._levels(), layers, strict=True):
+            if pooling != before:
+                if before:
+                    x, lengths = _pooled(x, lengths)
+                what, before = seen(x, lengths, pooling), pooling
+            if self.config.checkpointing and self.training:
+                x, state = checkpoint(layer, x, what, state, use_reentrant=False)
+            else:
+                x, state = layer(x, what, state)
+            new.append(state)
+        return _Passed(x, lengths, tuple(new))
+
+    def _positions(self, cached: int, x: Tensor) -> Positions:
+        return positions(self.config.positions, self.config.dim, self.config.heads, cached, x.shape[1], x)
+
+
+class _Step(NamedTuple):
+    """What a chunk brought."""
+
+    y: Tensor
+    y_lengths: Tensor
+    history: History
+
+
+def _needed(mask: Tensor) -> Tensor | None:
+    """The mask, or None if it hides nothing. A frame that nothing is left for (padding) sees everything."""
+    if bool(mask.all()):
+        return None
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def _pooled(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, ceil(T / 2), dim): means of two frames, of one at an odd end."""
+    valid = padding_mask(lengths, x.shape[1])[..., None]
+    odd = x.shape[1] % 2
+    pairs = functional.pad(x.masked_fill(~valid, 0.0), (0, 0, 0, odd)).view(len(x), -1, 2, x.shape[2])
+    count = functional.pad(valid, (0, 0, 0, odd)).view(len(x), -1, 2, 1).sum(dim=2)
+    return pairs.sum(dim=2) / count.clamp(min=1), (lengths + 1) // 2
+
+
+def _from(frames: Tensor, start: Tensor, length: int) -> Tensor:
+    """(B, length, dim) frames of each stream from its own `start`; anything beyond the end."""
+    if length == 0 or frames.shape[1] == 0:
+        return frames.new_zeros(len(frames), length, frames.shape[2])
+    index = (start[:, None] + torch.arange(length, device=frames.device)).clamp(max=frames.shape[1] - 1)
+    return frames.gather(1, index[:, :, None].expand(-1, -1, frames.shape[2]))

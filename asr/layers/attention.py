@@ -1,0 +1,143 @@
+"""Self-attention over frames with relative positions, for whole utterances and for chunks with a cache.
+
+    y = W_o softmax((q k^T + position) / sqrt(d)) v          q, k, v = W norm(x)
+
+Positions are relative either way, so what a frame hears does not depend on when its stream began:
+
+rotary     q and k are rotated by their position: q_i k_j depends on i - j (Su et al. 2021, RoFormer). No
+           parameters, and the fast kernels of scaled_dot_product_attention serve it.
+relative   (q_i + u) k_j + (q_i + v) W_p r_{i-j}, r sinusoids of the distance, u and v learnt (Dai et al.
+           2019, Transformer-XL; Gulati et al. 2020, Conformer).
+
+A chunk attends to the keys of the chunks before it, which are kept unrotated, and to itself; offline is one
+large chunk with a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PositionKind = Literal["rotary", "relative"]
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """Keys and values of the frames before a chunk, the latest last."""
+
+    keys: Tensor
+    """(B, L, heads, dim / heads)."""
+    values: Tensor
+
+
+class Attended(NamedTuple):
+    """What attention gives."""
+
+    y: Tensor
+    """(B, T, dim), without the residual."""
+    state: AttentionState | None
+
+
+class Positions(NamedTuple):
+    """Tables of the positions of T queries behind L cached keys, shared by all layers."""
+
+    rotation: tuple[Tensor, Tensor] | None
+    """cos and sin (L + T, dim / heads / 2) of positions -L .. T-1."""
+    distances: Tensor | None
+    """(L + 2 T - 1, dim): sinusoids of the distances L + T - 1 .. 1 - T."""
+
+
+def positions(kind: PositionKind, dim: int, heads: int, cached: int, frames: int, like: Tensor) -> Positions:
+    """The tables for `frames` queries behind `cached` keys, in the dtype and on the device of `like`."""
+    if kind == "rotary":
+        width = dim // heads // 2
+        angle = _angles(torch.arange(-cached, frames, device=like.device), width)
+        return Positions((angle.cos().to(like.dtype), angle.sin().to(like.dtype)), None)
+    distance = torch.arange(cached + frames - 1, -frames, -1, device=like.device)
+    angle = _angles(distance, dim // 2)
+    return Positions(None, torch.cat((angle.sin(), angle.cos()), dim=1).to(like.dtype))
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm multi-head self-attention; see the module docstring."""
+
+    def __init__(self, dim: int, heads: int, kind: PositionKind, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        if kind == "relative":
+            self.distance = nn.Linear(dim, dim, bias=False)
+            self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
+            self.distance_bias = nn.Parameter(torch.zeros(heads, dim // heads))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, where: Positions, state: AttentionState | None = None
+    ) -> Attended:
+        """Attend from x (B, T, dim) to the L cached frames of `state` and to itself.
+
+        mask: (B or 1, T, L + T) bool, True where a frame may attend; every row needs one. None: everywhere.
+        """
+        B, T, dim = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(B, T, 3, self.heads, dim // self.heads).unbind(2)
+        if state is not None:
+            k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
+            kept = state.keys.shape[1]
+            state = AttentionState(k[:, k.shape[1] - kept :], v[:, v.shape[1] - kept :])
+        bias = None if mask is None else mask[:, None]
+        if where.rotation is not None:
+            q, k = _rotated(q, where.rotation, T), _rotated(k, where.rotation, k.shape[1])
+        elif where.distances is not None:
+            far = self.distance(where.distances).view(-1, self.heads, dim // self.heads)
+            bias = _masked(self._distance_scores(q, far, k.shape[1]), bias)
+            q = q + self.content_bias
+        y = functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=bias,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        y = self.dropout(self.out(y.transpose(1, 2).reshape(B, T, dim)))
+        return Attended(y, state)
+
+    def initial_state(
+        self, batch: int, history: int, device: torch.device | None, dtype: torch.dtype
+    ) -> AttentionState:
+        """Nothing heard: `history` frames that the mask has to hide."""
+        width = self.out.in_features // self.heads
+        zeros = torch.zeros(batch, history, self.heads, width, device=device, dtype=dtype)
+        return AttentionState(zeros, zeros)
+
+    def _distance_scores(self, q: Tensor, far: Tensor, keys: int) -> Tensor:
+        """(B, heads, T, keys): (q_i + v) r_{i-j} / sqrt(d), r (distances, heads, d) from the farthest on."""
+        T = q.shape[1]
+        by_distance = torch.einsum("bthd,rhd->bhtr", q + self.distance_bias, far) / math.sqrt(q.shape[-1])
+        # Row i, of T, needs the distances from (keys - T + i) down to (i - T + 1): those from T - 1 - i on.
+        padded = functional.pad(by_distance, (0, 1)).flatten(2)
+        shifted = padded[..., T - 1 : T - 1 + T * (keys + T - 1)]
+        return shifted.view(*q.shape[:1], q.shape[2], T, keys + T - 1)[..., :keys]
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+
+
+def _angles(position: Tensor, width: int) -> Tensor:
+    """(n, width) float32: position / 10000^(i / width)."""
+    rate = torch.exp(torch.arange(width, device=position.device) * (-math.log(10000.0) / width))
+    return position[:, None].float() * rate
+
+
+def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor], frames: int) -> Tensor:
+    """x (B, frames, heads, d) turned by the last `frames` positions of the table."""
+    cos, sin = (table[len(table) - frames :, None] for table in rotation)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

@@ -1,0 +1,27 @@
+"""The feed-forward module of Transformer and Conformer layers: y = W2 dropout(SiLU(W1 norm(x))).
+
+Pre-norm, with the swish (SiLU) of Gulati et al. 2020, "Conformer: convolution-augmented Transformer for
+speech recognition", section 2.3.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FeedForward(nn.Module):
+    """(..., dim) -> (..., dim), without the residual."""
+
+    def __init__(self, dim: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, expansion * dim)
+        self.down = nn.Linear(expansion * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the module docstring."""
+        hidden = self.dropout(functional.silu(self.up(self.norm(x)), inplace=True))
+        y: Tensor = self.dropout(self.down(hidden))
+        return y
