@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from asr.data.samples import load_samples
 from asr.errors import ManifestError
 from asr.lengths import seconds_to_samples
 from asr.live import feed, word_appearances
-from asr.recognizer import Recognizer, Transcript, load
+from asr.recognizer import Latency, Recognizer, Transcript, load
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
 from asr.score.wer import WerReport, score_pairs
@@ -45,6 +45,19 @@ class Options(NamedTuple):
     """Feed as live audio in chunks of this length; None decodes in batches."""
     threads: int = 0
     device: str = "cpu"
+    latency: Latency | None = None
+    """When the network answers, for those trained for several latencies."""
+    head: Literal["transducer", "ctc"] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What results of these options are called, behind the name of the data."""
+        parts: list[str] = [self.head] if self.head else []
+        if self.latency is not None:
+            chunk_s = self.latency.chunk_s
+            parts.append("full" if chunk_s is None else f"{1000 * chunk_s:.0f}ms")
+        parts += ["live"] if self.live_chunk_s is not None else []
+        return "".join(f"-{part}" for part in parts)
 
 
 class Decoded(NamedTuple):
@@ -83,11 +96,11 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     normalizer(options.normalization)  # a misspelt name must not be found out after an hour of decoding
     if options.threads:
         torch.set_num_threads(options.threads)
-    recognizer = load(exp, options.device)
+    recognizer = load(exp, options.device, latency=options.latency, head=options.head)
     manifest, name = _manifest(exp, data)
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
     cuts = read_unique_cuts(manifest)
-    out = out or exp / "decode" / (name if options.live_chunk_s is None else f"{name}-live")
+    out = out or exp / "decode" / f"{name}{options.suffix}"
     decoded, stats = _decode(recognizer, cuts, out, options)
     report = score_pairs(
         {item.cut.id: cut_text(item.cut) for item in decoded},

@@ -110,9 +110,32 @@ class Step(NamedTuple):
     state: StreamState
 
 
-def load(directory: Path | str, device: str = "cpu", search: SearchConfig | None = None) -> Recognizer:
-    """Read a model directory, optionally with other search settings than it was saved with."""
-    return Recognizer(load_model(directory, device), search)
+class Latency(NamedTuple):
+    """When a network that was trained for several latencies answers."""
+
+    chunk_s: float | None
+    """Seconds that are heard together; None waits for the end."""
+    left_s: float | None = None
+    """Seconds of history; None is what it was trained with."""
+
+
+def load(
+    directory: Path | str,
+    device: str = "cpu",
+    search: SearchConfig | None = None,
+    *,
+    latency: Latency | None = None,
+    head: Literal["transducer", "ctc"] | None = None,
+) -> Recognizer:
+    """Read a model directory, optionally with other search settings, latency or head than it was saved with.
+
+    Raises ModelError naming the file, ConfigError for a latency or head that the network does not have.
+    """
+    model = load_model(directory, device)
+    if head is not None:
+        search = (search or model.config.search).model_copy(update={"head": head})
+    recognizer = Recognizer(model, search)
+    return recognizer if latency is None else recognizer.with_latency(latency)
 
 
 class Recognizer:
@@ -123,7 +146,14 @@ class Recognizer:
         self.device = next(self.network.parameters()).device
         # Dither is for training: the same recording must give the same words.
         self.fbank = Fbank(self.config.features.model_copy(update={"dither": 0.0})).to(self.device)
-        self.search = build_search(search or self.config.search, self.network)
+        self._search_config = search or self.config.search
+        self.search = build_search(self._search_config, self.network)
+
+    def with_latency(self, latency: Latency) -> Recognizer:
+        """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
+        encoder = self.network.encoder.with_latency(*latency)
+        network = self.network.with_encoder(encoder)
+        return Recognizer(LoadedModel(self.config, network, self.tokenizer), self._search_config)
 
     @property
     def sample_rate(self) -> int:

@@ -8,6 +8,7 @@ A model without a predictor is a CTC model; one with both can be decoded either 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from asr.config import Config
-from asr.encoders import EncoderConfig, EncoderOutput, LstmEncoderConfig, build_encoder
+from asr.encoders import Encoder, EncoderConfig, EncoderOutput, LstmEncoderConfig, build_encoder
 from asr.joiner import Joiner, JoinerConfig
 from asr.layers.norm import FeatureNorm
 from asr.losses import (
@@ -85,6 +86,12 @@ class Transducer(nn.Module):
                 self.simple_predictor = nn.Linear(self.predictor.output_dim, vocab_size, bias=False)
         self.ctc = nn.Linear(width, vocab_size) if config.loss.ctc.weight else None
 
+    def with_encoder(self, encoder: Encoder) -> Transducer:
+        """The same network, its weights shared, behind another view of its encoder."""
+        view = copy.copy(self)
+        view._modules = {**self._modules, "encoder": encoder}
+        return view
+
     @property
     def has_transducer(self) -> bool:
         """Whether there is a predictor and a joiner to decode with."""
@@ -131,7 +138,7 @@ class Transducer(nn.Module):
         if loss.kind == "pruned":
             am, lm = self.simple_encoder(frames), self.simple_predictor(spoken)
             return pruned_transducer_loss(loss, am, lm, joiner, to, step)
-        return transducer_loss(loss, joiner, to)
+        return transducer_loss(loss, joiner, to, step)
 
     def frames_needed(self, target: Sequence[int]) -> int:
         """Fewest encoder frames from which `target` can be trained; an auxiliary CTC head asks for none."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from asr.cli.options import HeadOption, LatencyOption, parse_latency
+
 
 def decode(
     exp: Annotated[Path, typer.Argument(help="Model directory, usually of a training run.")],
@@ -22,13 +24,16 @@ def decode(
         str, typer.Option(help="Text normalisation for scoring: none, basic, english.")
     ] = "none",
     batch_s: Annotated[float, typer.Option(min=1, help="Padded seconds of audio per batch.")] = 200.0,
+    latency: LatencyOption = None,
+    head: HeadOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Recognise a test set: hyp.jsonl, wer.txt and a summary line."""
     from asr.evaluate import Options, evaluate
 
-    options = Options(normalization, batch_s, chunk_ms / 1000 if live else None, threads, device)
+    live_chunk_s = chunk_ms / 1000 if live else None
+    options = Options(normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head)
     result = evaluate(exp, data, out, options)
     for line in result.lines:
         print(line)

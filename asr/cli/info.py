@@ -8,17 +8,20 @@ from typing import Annotated
 
 import typer
 
+from asr.cli.options import LatencyOption, parse_latency
+
 PACKAGES = ("torch", "triton", "torchaudio", "lhotse", "sentencepiece", "soundfile", "soxr", "k2")
 
 
 def info(
     model: Annotated[Path | None, typer.Argument(help="Model directory.", show_default=False)] = None,
+    latency: LatencyOption = None,
 ) -> None:
     """Show versions, or what a model is: size, latency, memory per stream."""
     if model is None:
         _installation()
     else:
-        _model(model)
+        _model(model, latency)
 
 
 def _installation() -> None:
@@ -32,11 +35,11 @@ def _installation() -> None:
             print(f"{package} not installed")
 
 
-def _model(directory: Path) -> None:
+def _model(directory: Path, latency: str | None) -> None:
     from asr.recognizer import load
     from asr.state import bytes_per_stream
 
-    recognizer = load(directory)
+    recognizer = load(directory, latency=parse_latency(latency))
     network = recognizer.network
     print(f"parameters            {sum(p.numel() for p in network.parameters()):,}")
     print(f"labels                {recognizer.config.vocab_size} ({recognizer.tokenizer.config.kind})")

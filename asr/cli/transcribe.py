@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from asr.cli.options import HeadOption, LatencyOption, parse_latency
+
 if TYPE_CHECKING:
     from asr.recognizer import Recognizer, Transcript
 
@@ -28,6 +30,8 @@ def transcribe(
     picture: Annotated[
         Path | None, typer.Option(help="With one file, draw log-mel, token times and words to this PNG.")
     ] = None,
+    latency: LatencyOption = None,
+    head: HeadOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -43,7 +47,7 @@ def transcribe(
         import torch
 
         torch.set_num_threads(threads)
-    recognizer = load(model, device)
+    recognizer = load(model, device, latency=parse_latency(latency), head=head)
     failed = 0
     for file in files:
         try:

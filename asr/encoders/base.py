@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr.errors import StreamingError
+from asr.errors import ConfigError, StreamingError
 from asr.lengths import padding_mask
 from asr.state import batch_size
 
@@ -104,6 +104,13 @@ class Encoder(nn.Module, ABC):
         x = reference.new_zeros(batch, self.flush_frames, self.input_dim)
         lengths = torch.full((batch,), self.flush_frames, dtype=torch.int64, device=reference.device)
         return self.forward(x, lengths, state)
+
+    def with_latency(self, chunk_s: float | None, left_s: float | None = None) -> Encoder:
+        """The same network, its weights shared, that answers after `chunk_s` seconds; None: at the end.
+
+        `left_s` are the seconds of history that it remembers. Raises ConfigError if it has no choice.
+        """
+        raise ConfigError("this encoder has the latency that it was trained with and no other: choose none")
 
     def require_streaming(self) -> None:
         """Raise StreamingError with the reason if this encoder cannot stream."""

@@ -13,6 +13,7 @@ Funnel-Transformer): the mean of two frames, the last one alone where their numb
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -194,6 +195,24 @@ class ChunkedEncoder(Encoder):
         view = copy.copy(self)
         view.context = context
         return view
+
+    def with_latency(self, chunk_s: float | None, left_s: float | None = None) -> Self:
+        """See Encoder.with_latency; without `left_s`, the history is as long as in training, rounded up."""
+        if chunk_s is None:
+            return self.with_context(ContextConfig())
+        frame_s = self.entrance * self.frame_shift_s
+        chunk = round(chunk_s / frame_s)
+        if chunk < 1 or abs(chunk * frame_s - chunk_s) > 1e-3 * frame_s:
+            low = max(1, int(chunk_s / frame_s))
+            raise ConfigError(
+                f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
+                f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
+            )
+        if left_s is None:
+            trained = [context.history for context in self.config.contexts if context.streaming]
+            left_s = max(trained, default=0) * frame_s
+        left_chunks = math.ceil(left_s / (chunk * frame_s) - 1e-6)
+        return self.with_context(ContextConfig(chunk=chunk, left_chunks=left_chunks))
 
     def encode(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EncoderOutput:
         """See Encoder.forward."""

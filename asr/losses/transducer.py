@@ -66,6 +66,8 @@ class TransducerLossConfig(Config):
     topology: TopologyConfig = TopologyConfig()
     criterion: Literal["sum", "max"] = "sum"
     """Sum over all alignments, or the best one (Viterbi)."""
+    max_after_steps: int = Field(0, ge=0)
+    """Optimiser steps with the sum before: the best path of an untrained network teaches nothing."""
     fastemit: float = Field(0.0, ge=0)
     """FastEmit's lambda (Yu et al. 2021): label gradients times 1 + lambda, for earlier emission."""
     delay_penalty: float = Field(0.0, ge=0)
@@ -73,6 +75,10 @@ class TransducerLossConfig(Config):
     skip_below: float = Field(1e-6, ge=0, lt=1)
     """fused and pruned: nodes of the lattice less probable than this give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
+
+    def criterion_at(self, step: int | None) -> Literal["sum", "max"]:
+        """The criterion of an optimiser step; None is after the warm-up."""
+        return "sum" if step is not None and step < self.max_after_steps else self.criterion
 
     @model_validator(mode="after")
     def _what_k2_knows(self) -> TransducerLossConfig:
@@ -124,9 +130,14 @@ class Transcripts(NamedTuple):
     blank: int
 
 
-def transducer_loss(config: TransducerLossConfig, joiner: JoinerInputs, to: Transcripts) -> Tensor:
-    """(B,) losses over the whole lattice; infinite where no alignment exists, with zero gradient."""
-    topology = config.topology.build()
+def transducer_loss(
+    config: TransducerLossConfig, joiner: JoinerInputs, to: Transcripts, step: int | None
+) -> Tensor:
+    """(B,) losses over the whole lattice; infinite where no alignment exists, with zero gradient.
+
+    `step` is the optimiser step, for the warm-up; None is after it.
+    """
+    topology, criterion = config.topology.build(), config.criterion_at(step)
     if config.kind == "fused":
         return fused_rnnt_loss(
             *joiner.one_dtype()[:4],
@@ -137,7 +148,7 @@ def transducer_loss(config: TransducerLossConfig, joiner: JoinerInputs, to: Tran
             activation=joiner.activation,
             skip_below=config.skip_below,
             topology=topology,
-            criterion=config.criterion,
+            criterion=criterion,
             fastemit=config.fastemit,
             delay_penalty=config.delay_penalty,
         )
@@ -145,7 +156,7 @@ def transducer_loss(config: TransducerLossConfig, joiner: JoinerInputs, to: Tran
         joiner.logits(),
         *to,
         topology=topology,
-        criterion=config.criterion,
+        criterion=criterion,
         fastemit=config.fastemit,
         delay_penalty=config.delay_penalty,
     )
@@ -194,7 +205,7 @@ def pruned_transducer_loss(
         activation=joiner.activation,
         skip_below=config.skip_below,
         topology=topology,
-        criterion=config.criterion,
+        criterion=config.criterion_at(step),
         fastemit=config.fastemit,
         delay_penalty=config.delay_penalty,
         backend=backend,

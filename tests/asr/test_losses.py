@@ -135,6 +135,14 @@ def test_k2_is_refused_what_it_does_not_know() -> None:
         TransducerLossConfig(kind="pruned", criterion="max", pruned=k2)
 
 
+def test_the_maximum_may_follow_the_sum() -> None:
+    """The best path of an untrained network is worth nothing: the sum shows it the way."""
+    model = make(criterion="max", max_after_steps=10)
+    assert torch.equal(losses(model, 9), losses(make(), None))
+    assert torch.equal(losses(model, 10), losses(make(criterion="max")))
+    assert torch.equal(losses(model), losses(make(criterion="max")))
+
+
 def test_ctc_by_its_best_alignment() -> None:
     values = {}
     for criterion in ("sum", "max"):
