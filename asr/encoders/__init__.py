@@ -10,17 +10,24 @@ from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.chunked import ChunkedEncoder
 from asr.encoders.conformer import ConformerEncoder, ConformerEncoderConfig
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
+from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
 
-EncoderConfig = Annotated[LstmEncoderConfig | ConformerEncoderConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig, Field(discriminator="kind")
+]
 """Every encoder's configuration; `kind` tells them apart."""
 
 
 def build_encoder(
-    config: LstmEncoderConfig | ConformerEncoderConfig, input_dim: int, frame_shift_s: float
+    config: LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig,
+    input_dim: int,
+    frame_shift_s: float,
 ) -> Encoder:
     """The encoder that `config` describes, for features of `input_dim` bins every `frame_shift_s` seconds."""
     if isinstance(config, ConformerEncoderConfig):
         return ConformerEncoder(config, input_dim, frame_shift_s)
+    if isinstance(config, TransformerEncoderConfig):
+        return TransformerEncoder(config, input_dim, frame_shift_s)
     return LstmEncoder(config, input_dim, frame_shift_s)
 
 
@@ -33,5 +40,7 @@ __all__ = [
     "EncoderOutput",
     "LstmEncoder",
     "LstmEncoderConfig",
+    "TransformerEncoder",
+    "TransformerEncoderConfig",
     "build_encoder",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -60,23 +60,24 @@ class ChunkedEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(
-                f"dim {self.dim} is not an even multiple of heads {self.heads}: set dim or heads"
-            )
+        check_stack(self.dim, self.heads, self.layers, self.pool_after)
         if self.lookahead and any(context.chunk is None for context in self.contexts):
             raise ValueError(
                 "lookahead is for chunks, and full context sees all: set lookahead to 0, or every chunk"
             )
-        if len(set(self.pool_after)) < len(self.pool_after) or not all(
-            1 <= layer < self.layers for layer in self.pool_after
-        ):
-            raise ValueError(
-                f"pool_after {self.pool_after} names layers from 1 to {self.layers - 1}, each once"
-            )
         for context in self.contexts:
             check_context(context, 2 ** len(self.pool_after))
         return self
+
+
+def check_stack(dim: int, heads: int, layers: int, pool_after: Sequence[int]) -> None:
+    """Raise ValueError if the layers of an encoder that attends do not fit together."""
+    if dim % heads or (dim // heads) % 2:
+        raise ValueError(f"dim {dim} is not an even multiple of heads {heads}: set dim or heads")
+    if len(set(pool_after)) < len(pool_after) or not all(1 <= layer < layers for layer in pool_after):
+        raise ValueError(
+            f"expected layers from 1 to {layers - 1} in pool_after, each once, found {pool_after}"
+        )
 
 
 def check_context(context: ContextConfig, pooling: int) -> None:

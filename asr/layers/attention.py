@@ -83,19 +83,29 @@ class SelfAttention(nn.Module):
     ) -> Attended:
         """Attend from x (B, T, dim) to the L cached frames of `state` and to itself.
 
-        mask: (B or 1, T, L + T) bool, True where a frame may attend; every row needs one. None: everywhere.
+        mask: (B or 1, T or 1, L + T) bool, True where a frame may attend; every row needs one. None: to all.
         """
-        B, T, dim = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(B, T, 3, self.heads, dim // self.heads).unbind(2)
+        q, k, v = self.project(x)
         if state is not None:
             k, v = torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
             kept = state.keys.shape[1]
             state = AttentionState(k[:, k.shape[1] - kept :], v[:, v.shape[1] - kept :])
+        return Attended(self.attend(q, k, v, mask, where), state)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, T, heads, dim / heads) of x (B, T, dim)."""
+        shape = *x.shape[:2], 3, self.heads, x.shape[2] // self.heads
+        q, k, v = self.qkv(self.norm(x)).view(shape).unbind(2)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, where: Positions) -> Tensor:
+        """(B, T, dim) from T queries, the last of which stands beside the last of the keys; mask as above."""
+        T = q.shape[1]
         bias = None if mask is None else mask[:, None]
         if where.rotation is not None:
-            q, k = _rotated(q, where.rotation, T), _rotated(k, where.rotation, k.shape[1])
+            q, k = _rotated(q, where.rotation), _rotated(k, where.rotation)
         elif where.distances is not None:
-            far = self.distance(where.distances).view(-1, self.heads, dim // self.heads)
+            far = self.distance(where.distances).view(-1, *q.shape[2:])
             bias = _masked(self._distance_scores(q, far, k.shape[1]), bias)
             q = q + self.content_bias
         y = functional.scaled_dot_product_attention(
@@ -105,8 +115,9 @@ class SelfAttention(nn.Module):
             attn_mask=bias,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        y = self.dropout(self.out(y.transpose(1, 2).reshape(B, T, dim)))
-        return Attended(y, state)
+        y = y.transpose(1, 2).reshape(len(y), T, self.out.in_features)
+        out: Tensor = self.dropout(self.out(y))
+        return out
 
     def initial_state(
         self, batch: int, history: int, device: torch.device | None, dtype: torch.dtype
@@ -136,8 +147,8 @@ def _angles(position: Tensor, width: int) -> Tensor:
     return position[:, None].float() * rate
 
 
-def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor], frames: int) -> Tensor:
-    """x (B, frames, heads, d) turned by the last `frames` positions of the table."""
-    cos, sin = (table[len(table) - frames :, None] for table in rotation)
+def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, T, heads, d) turned by the last T positions of the table."""
+    cos, sin = (table[len(table) - x.shape[1] :, None] for table in rotation)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

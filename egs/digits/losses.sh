@@ -11,7 +11,7 @@ declare -A settings=(
   [full]="" [fused]="$t.kind=fused" [pruned]="$t.kind=pruned" [max]="$t.criterion=max" [max-after-sum]="$t.criterion=max $t.max_after_steps=900"
   [monotonic]="$t.topology.name=monotonic $edges" [ctc-topology]="$t.topology.name=ctc $edges" [tdt]="$t.topology.name=tdt"
   [multi-blank]="$t.topology.name=multi_blank" [without-ctc]="network.loss.ctc.weight=0"
-  [fastemit]="$t.fastemit=0.01" [delay-penalty]="$t.delay_penalty=0.01"
+  [fastemit]="$t.fastemit=0.01" [delay-penalty]="$t.delay_penalty=0.001"
 )
 for name in "${names[@]}"; do
   OMP_NUM_THREADS=1 "$here/run.sh" --data "$data" --exp "exp/losses/$name" --set "${settings[$name]}" --stage 2 --stop-stage 4

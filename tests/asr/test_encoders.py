@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from asr import state as states
-from asr.encoders import ConformerEncoderConfig, Encoder, EncoderConfig, LstmEncoderConfig, build_encoder
+from asr.encoders import (
+    ConformerEncoderConfig,
+    Encoder,
+    EncoderConfig,
+    LstmEncoderConfig,
+    TransformerEncoderConfig,
+    build_encoder,
+)
 from asr.errors import StreamingError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
@@ -22,6 +29,11 @@ def conformer(chunk: int, left_chunks: int, **options: Any) -> ConformerEncoderC
     context = ContextConfig(chunk=chunk, left_chunks=left_chunks)
     sizes = {"dim": 16, "heads": 2, "layers": 3, "kernel": 5, "subsampling": SubsamplingConfig(factor=2)}
     return ConformerEncoderConfig(contexts=(context,), **{**sizes, **options})
+
+
+def transformer(**options: Any) -> TransformerEncoderConfig:
+    sizes = {"dim": 16, "heads": 2, "layers": 3, "subsampling": SubsamplingConfig(factor=2)}
+    return TransformerEncoderConfig(**{**sizes, **options})
 
 
 STREAMING = {
@@ -42,6 +54,10 @@ STREAMING = {
     "conformer-no-history": conformer(5, 0),
     "conformer-lookahead": conformer(2, 3, lookahead=3, convolution="causal"),
     "conformer-funnel": conformer(8, 1, pool_after=(1, 2), positions="relative"),
+    "transformer": transformer(left=5, right=1),
+    "transformer-causal": transformer(left=4, right=0, positions="relative"),
+    "transformer-no-history": transformer(left=0, right=2),
+    "transformer-funnel": transformer(left=3, right=1, pool_after=(1, 2), positions="relative"),
     "fast-conformer": conformer(
         2, 2, kernel=9, subsampling=SubsamplingConfig(kind="separable", factor=8, channels=4)
     ),
