@@ -9,17 +9,24 @@ from pydantic import Field
 from asr.predictors.base import Predictor, PredictorOutput
 from asr.predictors.lstm import LstmPredictor, LstmPredictorConfig
 from asr.predictors.stateless import StatelessPredictor, StatelessPredictorConfig
+from asr.predictors.transformer import TransformerPredictor, TransformerPredictorConfig
 
-PredictorConfig = Annotated[StatelessPredictorConfig | LstmPredictorConfig, Field(discriminator="kind")]
+PredictorConfig = Annotated[
+    StatelessPredictorConfig | LstmPredictorConfig | TransformerPredictorConfig, Field(discriminator="kind")
+]
 """Every predictor's configuration; `kind` tells them apart."""
 
 
 def build_predictor(
-    config: StatelessPredictorConfig | LstmPredictorConfig, vocab_size: int, blank: int
+    config: StatelessPredictorConfig | LstmPredictorConfig | TransformerPredictorConfig,
+    vocab_size: int,
+    blank: int,
 ) -> Predictor:
     """The predictor that `config` describes, over labels 0 .. vocab_size - 1."""
     if isinstance(config, StatelessPredictorConfig):
         return StatelessPredictor(config, vocab_size, blank)
+    if isinstance(config, TransformerPredictorConfig):
+        return TransformerPredictor(config, vocab_size, blank)
     return LstmPredictor(config, vocab_size, blank)
 
 
@@ -31,5 +38,7 @@ __all__ = [
     "PredictorOutput",
     "StatelessPredictor",
     "StatelessPredictorConfig",
+    "TransformerPredictor",
+    "TransformerPredictorConfig",
     "build_predictor",
 ]

@@ -13,7 +13,7 @@ from asr.encoders import EncoderOutput, LstmEncoderConfig
 from asr.errors import ConfigError
 from asr.joiner import JoinerConfig
 from asr.losses import CtcLossConfig, LossConfig
-from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig
+from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig, TransformerPredictorConfig
 from asr.search import CtcGreedySearch, GreedySearch, Search, SearchConfig, Token, build_search, search_whole
 from asr.transducer import Transducer, TransducerConfig
 
@@ -40,6 +40,7 @@ PREDICTORS = {
     "stateless": StatelessPredictorConfig(dim=8, context=2),
     "one-label": StatelessPredictorConfig(dim=8, context=1),
     "lstm": LstmPredictorConfig(dim=8, layers=2),
+    "transformer": TransformerPredictorConfig(dim=8, heads=2, history=3),
 }
 
 

@@ -8,7 +8,12 @@ from asr.encoders import LstmEncoderConfig
 from asr.joiner import JoinerConfig
 from asr.layers.norm import FeatureNorm
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig, ctc_frames_needed
-from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig, build_predictor
+from asr.predictors import (
+    LstmPredictorConfig,
+    StatelessPredictorConfig,
+    TransformerPredictorConfig,
+    build_predictor,
+)
 from asr.transducer import Transducer, TransducerConfig
 
 ENCODER = LstmEncoderConfig(hidden=8, layers=1, dropout=0)
@@ -92,6 +97,10 @@ def test_ctc_frames_needed_counts_repetitions() -> None:
         StatelessPredictorConfig(dim=8, context=1),
         StatelessPredictorConfig(dim=8, context=4),
         LstmPredictorConfig(dim=8, layers=2, dropout=0),
+        TransformerPredictorConfig(dim=8, heads=2, history=3),
+        TransformerPredictorConfig(dim=8, heads=2, history=2, positions="relative"),
+        TransformerPredictorConfig(dim=8, heads=1, history=0),
+        TransformerPredictorConfig(dim=8, heads=1, history=20),
     ],
 )
 def test_predictor_step_by_step_equals_the_whole(config: object) -> None:
@@ -107,6 +116,18 @@ def test_predictor_step_by_step_equals_the_whole(config: object) -> None:
     changed = targets.clone()
     changed[:, 4] = changed[:, 4] % 8 + 1
     assert torch.equal(predictor.whole(changed)[:, :5], whole[:, :5])  # labels do not look ahead
+
+
+def test_the_history_of_a_transformer_predictor_is_bounded() -> None:
+    """A label counts for `layers` times `history` labels behind it and no more."""
+    torch.manual_seed(0)
+    predictor = build_predictor(TransformerPredictorConfig(dim=8, heads=2, layers=2, history=2), 9, 0).eval()
+    targets = torch.randint(1, 9, (1, 12))
+    changed = targets.clone()
+    changed[:, 3] = changed[:, 3] % 8 + 1
+    moved = (predictor.whole(changed) - predictor.whole(targets)).abs().amax(-1)[0] > 1e-6
+    # The label is what the output behind it has heard.
+    assert moved.nonzero()[:, 0].tolist() == [4, 5, 6, 7, 8]
 
 
 def test_feature_norm_measures_valid_frames_only() -> None:
