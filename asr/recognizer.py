@@ -27,11 +27,12 @@ from torch import Tensor
 
 from asr import state as states
 from asr.audio import Resampler, audio_blocks, check_samples, probe
+from asr.encoders import EncoderOutput
 from asr.errors import AudioError, StreamingError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.model_directory import LoadedModel, load_model
-from asr.search import SearchConfig, SearchResult, Token, build_search, search_whole
+from asr.search import SearchConfig, Token, build_search, search_whole
 
 Samples = npt.NDArray[np.float32]
 
@@ -108,6 +109,16 @@ class Step(NamedTuple):
     tokens: list[list[Token]]
     truncated: list[int]
     state: StreamState
+    encoded: tuple[EncoderOutput, ...]
+    """Encoder frames of the step, in parts."""
+
+
+class Flushed(NamedTuple):
+    """What the end of a batch of streams brought."""
+
+    tokens: list[list[Token]]
+    truncated: list[int]
+    encoded: tuple[EncoderOutput, ...]
 
 
 class Latency(NamedTuple):
@@ -234,28 +245,29 @@ class Recognizer:
         """Advance streams by samples (B, N), sample_lengths (B,) of them valid in each."""
         features, lengths, fbank = self.fbank(samples, sample_lengths, state.features)
         if features.shape[1] == 0:
-            batch = features.shape[0]
-            return Step(
-                [[] for _ in range(batch)], [0] * batch, StreamState(fbank, state.encoder, state.search)
-            )
-        y, y_lengths, encoder = self.network.encode(features, lengths, state.encoder)
-        tokens, search, truncated = self.search(y, y_lengths, state.search)
-        return Step(tokens, truncated, StreamState(fbank, encoder, search))
+            batch, after = features.shape[0], StreamState(fbank, state.encoder, state.search)
+            return Step([[] for _ in range(batch)], [0] * batch, after, ())
+        encoded = self.network.encode(features, lengths, state.encoder)
+        tokens, search, truncated = self.search(encoded.y, encoded.y_lengths, state.search)
+        return Step(tokens, truncated, StreamState(fbank, encoded.state, search), (encoded,))
 
     @torch.inference_mode()
-    def flush(self, state: StreamState) -> SearchResult:
+    def flush(self, state: StreamState) -> Flushed:
         """End streams: what the features, the encoder and the search still held back."""
         features, lengths, _ = self.fbank.flush(state.features)
-        encoder, search, parts = state.encoder, state.search, []
+        encoder, search, encoded = state.encoder, state.search, list[EncoderOutput]()
         if features.shape[1]:
-            y, y_lengths, encoder = self.network.encode(features, lengths, encoder)
-            parts.append(self.search(y, y_lengths, search))
-            search = parts[-1].state
-        y, y_lengths, _ = self.network.encoder.flush(encoder)
-        parts.append(self.search(y, y_lengths, search))
-        last = self.search.flush(parts[-1].state)
-        tokens = [[token for part in parts for token in part.tokens[i]] + last[i] for i in range(len(last))]
-        return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(last))])
+            encoded.append(self.network.encode(features, lengths, encoder))
+            encoder = encoded[-1].state
+        encoded.append(self.network.encoder.flush(encoder))
+        found = []
+        for y, y_lengths, _ in encoded:
+            found.append(self.search(y, y_lengths, search))
+            search = found[-1].state
+        last = self.search.flush(search)
+        tokens = [[token for part in found for token in part.tokens[i]] + last[i] for i in range(len(last))]
+        truncated = [sum(part.truncated[i] for part in found) for i in range(len(last))]
+        return Flushed(tokens, truncated, tuple(encoded))
 
     def transcript(self, tokens: Sequence[Token], samples: int, truncated: int = 0) -> Transcript:
         """Tokens with their frames to text with times and confidences."""
@@ -348,11 +360,11 @@ class Session:
             return []
         chunk = torch.from_numpy(np.concatenate(self._waiting))[None].to(self._recognizer.device)
         lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
-        tokens, truncated, self._state = self._recognizer.step(chunk, lengths, self._state)
-        self._waiting, self._waiting_samples = [], 0
-        self._tokens += tokens[0]
-        self._truncated += truncated[0]
-        return [self._event("partial")] if tokens[0] else []
+        step = self._recognizer.step(chunk, lengths, self._state)
+        self._waiting, self._waiting_samples, self._state = [], 0, step.state
+        self._tokens += step.tokens[0]
+        self._truncated += step.truncated[0]
+        return [self._event("partial")] if step.tokens[0] else []
 
     def _event(self, kind: Literal["partial", "final"]) -> Event:
         """The stream as it is now. Over hours, making the text at every step would cost more than hearing."""
