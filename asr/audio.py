@@ -161,6 +161,17 @@ class Resampler:
         return output
 
 
+def as_float(samples: npt.NDArray[Any], name: str) -> Samples:
+    """Mono samples as float32 in -1..1: floats as they are, int16 scaled; raises AudioError otherwise."""
+    samples = np.asarray(samples)
+    if samples.dtype == np.int16:
+        scaled = samples.astype(np.float32) / np.float32(32768)
+    else:
+        scaled = samples.astype(np.float32) if np.issubdtype(samples.dtype, np.floating) else samples
+    check_samples(scaled, name)
+    return scaled
+
+
 def check_samples(samples: npt.NDArray[Any], name: str) -> None:
     """Raise AudioError, naming `name`, unless samples are a finite float32 array (N,); N may be 0."""
     if samples.dtype != np.float32 or samples.ndim != 1:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy.typing as npt
 
 from asr.audio import audio_blocks, probe
-from asr.recognizer import Recognizer, Transcript
+from asr.endpoint import EndpointConfig
+from asr.recognizer import Event, Recognizer, Transcript
 from asr.score.latency import StreamStats
+from asr.vad import VoiceActivity
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,37 @@ class Update:
     stats: StreamStats
     """Computing so far."""
     final: bool
+    """Whether the utterance has ended."""
+    utterance: int = 0
+    """Which utterance of the stream, from 0 on."""
 
 
 def feed_file(
-    recognizer: Recognizer, path: Path, chunk_s: float, *, realtime: bool = False
+    recognizer: Recognizer,
+    path: Path,
+    chunk_s: float,
+    *,
+    realtime: bool = False,
+    endpoint: EndpointConfig | None = None,
+    voice: VoiceActivity | None = None,
 ) -> Iterator[Update]:
     """Feed a file at its own sample rate in chunks of `chunk_s`; `realtime` waits as a microphone would."""
     rate = probe(path).sample_rate
-    return feed(recognizer, audio_blocks(path, rate, chunk_s), rate, realtime=realtime)
+    chunks = audio_blocks(path, rate, chunk_s)
+    return feed(recognizer, chunks, rate, realtime=realtime, endpoint=endpoint, voice=voice)
 
 
 def feed(
-    recognizer: Recognizer, chunks: Iterable[npt.NDArray[Any]], sample_rate: int, *, realtime: bool = False
+    recognizer: Recognizer,
+    chunks: Iterable[npt.NDArray[Any]],
+    sample_rate: int,
+    *,
+    realtime: bool = False,
+    endpoint: EndpointConfig | None = None,
+    voice: VoiceActivity | None = None,
 ) -> Iterator[Update]:
-    """Feed chunks of samples; one update for each chunk that changed the transcript, and a final one."""
-    session = recognizer.stream(sample_rate)
+    """Feed chunks of samples; an update for whatever changed a transcript, the last one final."""
+    session = recognizer.stream(sample_rate, endpoint=endpoint, voice=voice)
     stats = StreamStats(state_bytes=session.state_bytes)
     start, fed = time.perf_counter(), 0
     for chunk in chunks:
@@ -56,11 +74,16 @@ def feed(
         events = session.feed(chunk)
         stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
         for event in events:
-            yield Update(event.transcript, heard_s, stats, final=False)
+            yield _update(event, heard_s, stats)
     begun = time.perf_counter()
-    (last,) = session.finish()
+    events = session.finish()
     stats = stats.chunk(0.0, time.perf_counter() - begun)
-    yield Update(last.transcript, fed / sample_rate, stats, final=True)
+    for event in events:
+        yield _update(event, fed / sample_rate, stats)
+
+
+def _update(event: Event, heard_s: float, stats: StreamStats) -> Update:
+    return Update(event.transcript, heard_s, stats, event.kind == "final", event.utterance)
 
 
 def word_appearances(updates: Sequence[Update]) -> list[float]:

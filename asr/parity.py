@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from asr import state as states
+from asr.audio import Samples
 from asr.encoders import EncoderOutput
 from asr.lengths import seconds_to_samples
-from asr.recognizer import Recognizer, Samples, StreamState
+from asr.recognizer import Recognizer, StreamState
 from asr.search import Token, search_whole
 
 TOLERANCE = 1e-4

@@ -13,10 +13,8 @@ once and flushed; for models that cannot stream (bidirectional) the whole record
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,73 +23,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from asr import state as states
-from asr.audio import Resampler, audio_blocks, check_samples, probe
+from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
 from asr.encoders import EncoderOutput
-from asr.errors import AudioError, StreamingError
+from asr.endpoint import EndpointConfig
+from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.model_directory import LoadedModel, load_model
 from asr.search import SearchConfig, Token, build_search, search_whole
+from asr.session import Event, Session
+from asr.transcript import TimedToken, Transcript, Word, make_transcript
+from asr.vad import VoiceActivity
 
-Samples = npt.NDArray[np.float32]
+__all__ = [
+    "Event",
+    "Flushed",
+    "Latency",
+    "Recognizer",
+    "Session",
+    "Step",
+    "StreamState",
+    "TimedToken",
+    "Transcript",
+    "Word",
+    "load",
+]
 
 BLOCK_S = 30.0
 """Long recordings go through a streaming model in blocks of this length."""
 MAX_WHOLE_S = 1800.0
 """Longest recording that a model without streaming encodes at once."""
-
-
-class TimedToken(NamedTuple):
-    """A token as it was emitted."""
-
-    piece: str
-    start_s: float
-    end_s: float
-    confidence: float
-    """Probability in 0..1."""
-
-
-class Word(NamedTuple):
-    """A recognised word. Times are those of its tokens' emission."""
-
-    text: str
-    start_s: float
-    end_s: float
-    confidence: float
-    """Geometric mean of its tokens' probabilities, in 0..1."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said in a recording, or so far in a stream."""
-
-    text: str
-    words: tuple[Word, ...]
-    tokens: tuple[TimedToken, ...]
-    duration_s: float
-    """Seconds of audio that were heard."""
-    truncated_frames: int = 0
-    """Frames where the bound on symbols per frame stopped the search; above 0 something is wrong."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """News from a live stream: the transcript has changed, or is final."""
-
-    kind: Literal["partial", "final"]
-    make: Callable[[], Transcript]
-    """Makes the transcript; called once, and only if somebody looks."""
-
-    @cached_property
-    def transcript(self) -> Transcript:
-        """All that was recognised since the stream began, with times."""
-        return self.make()
-
-    @property
-    def text(self) -> str:
-        """All that was recognised since the stream began."""
-        return self.transcript.text
 
 
 @dataclass(frozen=True)
@@ -228,9 +189,19 @@ class Recognizer:
         found = self.fbank(torch.from_numpy(samples)[None].to(self.device), lengths).features[0]
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
-    def stream(self, sample_rate: int | None = None) -> Session:
-        """Begin a live stream of samples at `sample_rate`; raises StreamingError if the model cannot."""
-        return Session(self, sample_rate or self.sample_rate)
+    def stream(
+        self,
+        sample_rate: int | None = None,
+        *,
+        endpoint: EndpointConfig | None = None,
+        voice: VoiceActivity | None = None,
+    ) -> Session:
+        """Begin a live stream of samples at `sample_rate`; raises StreamingError if the model cannot.
+
+        endpoint: rules by which utterances end; None makes the stream one utterance.
+        voice: tells speech from silence (asr.vad), for one stream.
+        """
+        return Session(self, sample_rate or self.sample_rate, endpoint=endpoint, voice=voice)
 
     def initial_state(self, batch: int = 1) -> StreamState:
         """State of `batch` streams that have heard nothing."""
@@ -271,17 +242,9 @@ class Recognizer:
 
     def transcript(self, tokens: Sequence[Token], samples: int, truncated: int = 0) -> Transcript:
         """Tokens with their frames to text with times and confidences."""
-        ids = [token.id for token in tokens]
         frame_s = 1.0 / self.network.encoder.frame_rate
-        timed = tuple(
-            TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, math.exp(token.log_prob))
-            for piece, token in zip(self.tokenizer.pieces(ids), tokens, strict=True)
-        )
-        words = tuple(
-            _word(span.text, tokens[span.start : span.stop], frame_s) for span in self.tokenizer.words(ids)
-        )
         duration_s = samples_to_seconds(samples, self.sample_rate)
-        return Transcript(self.tokenizer.decode(ids), words, timed, duration_s, truncated)
+        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated)
 
     def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
         """A file, or an array at `sample_rate`, in blocks at the model's rate."""
@@ -300,89 +263,3 @@ class Recognizer:
                 f"{name}: expected at most {MAX_WHOLE_S:.0f} s to transcribe in one piece, found "
                 f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
             )
-
-
-class Session:
-    """A live stream. Feed samples as they come; read events; finish once."""
-
-    def __init__(self, recognizer: Recognizer, sample_rate: int, name: str = "stream") -> None:
-        recognizer.network.encoder.require_streaming()
-        self._recognizer, self._name = recognizer, name
-        self._resampler = Resampler(sample_rate, recognizer.sample_rate)
-        self._state: StreamState | None = recognizer.initial_state()
-        self._tokens: list[Token] = []
-        self._truncated = 0
-        self._waiting: list[Samples] = []
-        self._waiting_samples = 0
-        self._heard = 0
-        encoder = recognizer.network.encoder
-        self._step = seconds_to_samples(encoder.chunk_frames * encoder.frame_shift_s, recognizer.sample_rate)
-
-    @property
-    def state_bytes(self) -> int:
-        """Memory that the stream's state takes; constant however long it runs."""
-        return 0 if self._state is None else states.bytes_per_stream(self._state)
-
-    def feed(self, samples: npt.NDArray[Any]) -> list[Event]:
-        """The next samples, (N,) float in -1..1 or int16, any N. Returns a partial event if the text grew.
-
-        Raises AudioError on NaN or infinite samples, StreamingError after `finish`.
-        """
-        self._require_open()
-        return self._advance(self._resampler.feed(as_float(samples, self._name)), last=False)
-
-    def finish(self) -> list[Event]:
-        """End the stream: the last words, as one final event."""
-        self._require_open()
-        self._advance(self._resampler.flush(), last=True)
-        assert self._state is not None
-        result = self._recognizer.flush(self._state)
-        self._tokens += result.tokens[0]
-        self._truncated += result.truncated[0]
-        self._state = None
-        return [self._event("final")]
-
-    def transcript(self) -> Transcript:
-        """All that was recognised so far."""
-        return self._recognizer.transcript(self._tokens, self._heard, self._truncated)
-
-    def _require_open(self) -> None:
-        if self._state is None:
-            raise StreamingError(f"{self._name}: this stream has been finished; begin another with .stream()")
-
-    def _advance(self, samples: Samples, last: bool) -> list[Event]:
-        assert self._state is not None
-        self._heard += len(samples)
-        self._waiting.append(samples)
-        self._waiting_samples += len(samples)
-        # A step costs about the same for 1 ms of audio as for one encoder frame: wait for a frame's worth.
-        if self._waiting_samples == 0 or (self._waiting_samples < self._step and not last):
-            return []
-        chunk = torch.from_numpy(np.concatenate(self._waiting))[None].to(self._recognizer.device)
-        lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
-        step = self._recognizer.step(chunk, lengths, self._state)
-        self._waiting, self._waiting_samples, self._state = [], 0, step.state
-        self._tokens += step.tokens[0]
-        self._truncated += step.truncated[0]
-        return [self._event("partial")] if step.tokens[0] else []
-
-    def _event(self, kind: Literal["partial", "final"]) -> Event:
-        """The stream as it is now. Over hours, making the text at every step would cost more than hearing."""
-        count, heard, truncated = len(self._tokens), self._heard, self._truncated
-        return Event(kind, lambda: self._recognizer.transcript(self._tokens[:count], heard, truncated))
-
-
-def as_float(samples: npt.NDArray[Any], name: str) -> Samples:
-    """Mono samples as float32 in -1..1: floats as they are, int16 scaled; raises AudioError otherwise."""
-    samples = np.asarray(samples)
-    if samples.dtype == np.int16:
-        scaled = samples.astype(np.float32) / np.float32(32768)
-    else:
-        scaled = samples.astype(np.float32) if np.issubdtype(samples.dtype, np.floating) else samples
-    check_samples(scaled, name)
-    return scaled
-
-
-def _word(text: str, tokens: Sequence[Token], frame_s: float) -> Word:
-    log_prob = sum(token.log_prob for token in tokens) / len(tokens)
-    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, math.exp(log_prob))

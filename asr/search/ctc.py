@@ -7,7 +7,7 @@ follows, so a token comes one frame after its end, or at the flush.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,14 @@ class CtcGreedySearch:
     def flush(self, state: CtcState) -> list[list[Token]]:
         """The run that the end of the stream closes."""
         return [[run] if run.id != self.model.blank else [] for run in self._runs(state)]
+
+    def restart(self, state: CtcState) -> CtcState:
+        """No run is open."""
+        return replace(self.initial_state(len(state.frame), state.frame.device), frame=state.frame)
+
+    def frames(self, state: CtcState) -> Tensor:
+        """(B,) int64: frames searched so far."""
+        return state.frame
 
     def _runs(self, state: CtcState) -> list[Token]:
         columns = (state.label, state.start, state.frame, state.log_prob)

@@ -9,7 +9,7 @@ where the bound bites are counted and reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -128,6 +128,15 @@ class GreedySearch:
     def flush(self, state: GreedyState) -> list[list[Token]]:
         """Nothing waits: labels are emitted on the frame that decides them."""
         return [[] for _ in range(state.frame.shape[0])]
+
+    def restart(self, state: GreedyState) -> GreedyState:
+        """The predictor has seen nothing; frames that a symbol has still to consume stay so."""
+        fresh = self.initial_state(len(state.frame), state.frame.device)
+        return replace(fresh, frame=state.frame, skip=state.skip)
+
+    def frames(self, state: GreedyState) -> Tensor:
+        """(B,) int64: frames searched so far."""
+        return state.frame
 
     def _extend(
         self, predictor: Any, projected: Tensor, label: Tensor, emitting: Tensor

@@ -41,3 +41,9 @@ class Search(Protocol):
 
     def flush(self, state: Any) -> list[list[Token]]:
         """Tokens that were waiting for the end of the stream."""
+
+    def restart(self, state: Any) -> Any:
+        """The state with nothing said so far, while the frames are counted on."""
+
+    def frames(self, state: Any) -> Tensor:
+        """(B,) int64: frames searched so far."""
