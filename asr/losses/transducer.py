@@ -72,7 +72,7 @@ class TransducerLossConfig(Config):
     """FastEmit's lambda (Yu et al. 2021): label gradients times 1 + lambda, for earlier emission."""
     delay_penalty: float = Field(0.0, ge=0)
     """Reward of early labels per frame (Kang et al. 2023), as k2 defines it."""
-    skip_below: float = Field(1e-6, ge=0, lt=1)
+    skip_below: float = Field(1e-8, ge=0, lt=1)
     """fused and pruned: nodes of the lattice less probable than this give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
 

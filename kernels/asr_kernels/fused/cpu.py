@@ -15,8 +15,9 @@ symbol k, gamma = -sum_k g_k (the node's occupation), and columns beyond the voc
     dW += dz^T h    dbias += sum over nodes of dz    d(encoder_t + predictor_u) = (dz W) activation'
 
 The symbols' columns of dz are formed in float64, because their difference cancels where the model is sure.
-A node is live if sum_k |g_k| is more than `skip_below` of the largest in its utterance. Each frame, and each
-label, has a total occupation of one, so what is skipped is small beside what its sums already hold.
+A node is live if sum_k |g_k| is more than `skip_below` of the largest in its utterance, or what float32 can
+hold of it. Each frame, and each label, has a total occupation of one, so what is skipped is small beside what
+its sums already hold.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ from asr_kernels.rnnt.cpu import symbol_gradient
 _CHUNK = 1 << 19
 # But at least as many nodes: with fewer, the products wait for the weight more than they compute.
 _NODES = 128
-# Gradients below this are zero: 23 orders under float32 rounding, and short of the denormal numbers that
-# would make arithmetic several times slower.
-_NEGLIGIBLE = {torch.float32: 1e-30, torch.float64: 1e-300}
+# Of an utterance's nodes, those with this share of the largest gradient are left out in any case: nine orders
+# under the rounding of the sums that they would be added to (for float64: none).
+_ROUNDING = {torch.float32: 1e-16, torch.float64: 0.0}
+# What is smaller is zero: short of the denormal numbers that would make arithmetic several times slower.
+_TINY = {torch.float32: 1e-30, torch.float64: 1e-300}
 
 
 class Reading(NamedTuple):
@@ -107,7 +110,7 @@ def spread(
     wanted = zip((joiner.encoder, joiner.predictor, joiner.weight, joiner.bias), needs, strict=True)
     sums = [torch.zeros_like(x) if need and x is not None else None for x, need in wanted]
     d_encoder, d_predictor, d_weight, d_bias = sums
-    live = _live(grad_scores, batch.valid(frames, labels), skip_below, _NEGLIGIBLE[joiner.dtype])
+    live = live_nodes(grad_scores, batch.valid(frames, labels), skip_below, joiner.dtype)
     own, gamma = symbol_gradient(symbols, reading.scores, grad_scores, vocab)
     own, gamma = own.flatten(0, 2).to(joiner.dtype), gamma.flatten().to(joiner.dtype)
     for chunk in batch.chunks(live, joiner.chunk):
@@ -132,12 +135,13 @@ def spread(
     return Gradients(*(None if x is None or y is None else x.to(y.dtype).view(y.shape) for x, y in pairs))
 
 
-def _live(grad_scores: Tensor, valid: Tensor, skip_below: float, negligible: float) -> Tensor:
-    """Which nodes (B, T, W) have a gradient to speak of; NaN counts as one."""
+def live_nodes(grad_scores: Tensor, valid: Tensor, skip_below: float, dtype: torch.dtype) -> Tensor:
+    """Which nodes (B, T, W) have a gradient that counts in sums of `dtype`; NaN counts."""
     total = torch.where(valid, grad_scores.abs().sum(-1), 0.0)
-    if skip_below == 0.0 or total.numel() == 0:
-        return valid & ~(total <= negligible)
-    return valid & ~(total <= (skip_below * total.amax((1, 2), keepdim=True)).clamp_(min=negligible))
+    if total.numel() == 0:
+        return valid
+    largest = total.amax((1, 2), keepdim=True)
+    return valid & ~(total <= (max(skip_below, _ROUNDING[dtype]) * largest).clamp_(min=_TINY[dtype]))
 
 
 class _Chunk(NamedTuple):
@@ -190,6 +194,12 @@ class _Joiner:
         self.weight = weight.to(self.dtype)
         self.bias = None if bias is None else bias.to(self.dtype)
         self.tanh = activation == "tanh"
+        # tanh x = 2 sigmoid(2 x) - 1 takes a quarter of the time, wherever MKL's tanh is not at home. Its error
+        # is up to 1e-7 of 1: not for sums that are small throughout.
+        self._by_sigmoid = self.tanh and self.dtype == torch.float32 and not _small(encoder, predictor)
+        if self._by_sigmoid:
+            self.encoder, self.predictor = 2.0 * self.encoder, 2.0 * self.predictor
+            self._minus_one = self.weight.new_tensor(-1.0)
         self.chunk = max(_NODES, _CHUNK // max(V, D))
         rows = min(self.chunk, self.encoder.shape[0] * predictor.shape[1])
         self._hidden, self._other = (self.weight.new_empty(rows, D) for _ in range(2))
@@ -201,7 +211,9 @@ class _Joiner:
         torch.index_select(self.encoder, 0, chunk.encoder, out=self._hidden[:n])
         torch.index_select(self.predictor, 0, chunk.predictor, out=self._other[:n])
         total = self._hidden[:n].add_(self._other[:n])
-        return _tanh_(total) if self.tanh else total.relu_()
+        if self._by_sigmoid:
+            return torch.add(self._minus_one, total.sigmoid_(), alpha=2.0, out=total)
+        return total.tanh_() if self.tanh else total.relu_()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, V)."""
@@ -217,12 +229,6 @@ class _Joiner:
         return out.addcmul_(out, hidden.square_(), value=-1.0) if self.tanh else out.mul_(hidden.sign_())
 
 
-def _tanh_(x: Tensor) -> Tensor:
-    """tanh in place; in float32 with an error of up to 1e-7 of 1, or of the largest where all are small.
-
-    As a sigmoid it takes a quarter of the time, wherever MKL's tanh is not at home.
-    """
-    low, high = (float(bound) for bound in x.aminmax())
-    if x.dtype == torch.float64 or max(-low, high) < 0.05:
-        return x.tanh_()
-    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+def _small(*inputs: Tensor) -> bool:
+    """Whether no sum of theirs exceeds 0.05."""
+    return sum(float(x.abs().amax()) for x in inputs if x.numel() > 0) < 0.05

@@ -34,13 +34,11 @@ import triton
 from torch import Tensor
 
 from asr_kernels.fused import jit
-from asr_kernels.fused.cpu import Gradients
+from asr_kernels.fused.cpu import Gradients, live_nodes
 from asr_kernels.nodes import Nodes
 
 # Elements of a chunk in the backward, logits and activations together: 32 MB of bfloat16.
 _CHUNK = 1 << 24
-# Gradients below this are zero.
-_NEGLIGIBLE = 1e-30
 
 
 class Reading(NamedTuple):
@@ -119,7 +117,7 @@ def spread(
     grad_scores = grad_scores.float().contiguous()
     symbols = symbols.contiguous()
     valid = Nodes(frames, labels, W, first).valid(T, encoder.device)
-    live = _Live.of(_lives(grad_scores, valid, skip_below), first, predictor.shape[1])
+    live = _Live.of(live_nodes(grad_scores, valid, skip_below, torch.float32), first, predictor.shape[1])
     given = encoder, predictor, weight, bias
     sums = [
         None if x is None or not need else torch.zeros(x.shape, dtype=torch.float32, device=x.device)
@@ -182,14 +180,6 @@ def _chunk_size(elements: int) -> int:
 def _listed(chosen: Tensor) -> Tensor:
     """The places in (B, T, W), in order, where the mask is true."""
     return chosen.flatten().nonzero().squeeze(-1)
-
-
-def _lives(grad_scores: Tensor, valid: Tensor, skip_below: float) -> Tensor:
-    """Which nodes (B, T, W) have a gradient to speak of; NaN counts as one."""
-    total = torch.where(valid, grad_scores.abs().sum(-1), 0.0)
-    if skip_below == 0.0 or total.numel() == 0:
-        return valid & ~(total <= _NEGLIGIBLE)
-    return valid & ~(total <= (skip_below * total.amax((1, 2), keepdim=True)).clamp_(min=_NEGLIGIBLE))
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -13,7 +13,7 @@ from asr_kernels.lattice.op import lattice_loss
 from asr_kernels.lattice.topology import RNNT, Topology
 from asr_kernels.nodes import Nodes
 
-SKIP_BELOW = 1e-6
+SKIP_BELOW = 1e-8
 """Default of `skip_below`; README.md has the evidence."""
 
 
@@ -54,7 +54,8 @@ def fused_rnnt_loss(
         blank: id of blank.
         activation: "tanh" or "relu".
         skip_below: the backward pass leaves out nodes of the lattice whose occupation (the probability that a
-            path comes by) is at most this share of the largest of the utterance. 0 leaves out none.
+            path comes by) is at most this share of the largest of the utterance; 0 only those that float32
+            sums cannot hold, of 1e-16 and less.
 
     Returns:
         The loss as `rnnt_loss` returns it, differentiable in encoder, predictor, weight and bias.
