@@ -61,7 +61,7 @@ class TransducerLossConfig(Config):
 
     weight: float = Field(1.0, ge=0)
     """Its share in the total loss; 0 trains without it."""
-    kind: Literal["full", "fused", "pruned"] = "full"
+    kind: Literal["full", "fused", "pruned"] = "fused"
     """full stores the joiner's output, fused and pruned do not; pruned is an approximation."""
     topology: TopologyConfig = TopologyConfig()
     criterion: Literal["sum", "max"] = "sum"

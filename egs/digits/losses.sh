@@ -8,7 +8,7 @@ edges="batches.concatenate.edge_s=[0.05,0.3]"
 names=("${@:2}")
 ((${#names[@]})) || names=(full fused pruned max max-after-sum monotonic ctc-topology tdt multi-blank without-ctc fastemit delay-penalty)
 declare -A settings=(
-  [full]="" [fused]="$t.kind=fused" [pruned]="$t.kind=pruned" [max]="$t.criterion=max" [max-after-sum]="$t.criterion=max $t.max_after_steps=900"
+  [full]="$t.kind=full" [fused]="" [pruned]="$t.kind=pruned" [max]="$t.criterion=max" [max-after-sum]="$t.criterion=max $t.max_after_steps=900"
   [monotonic]="$t.topology.name=monotonic $edges" [ctc-topology]="$t.topology.name=ctc $edges" [tdt]="$t.topology.name=tdt"
   [multi-blank]="$t.topology.name=multi_blank" [without-ctc]="network.loss.ctc.weight=0"
   [fastemit]="$t.fastemit=0.01" [delay-penalty]="$t.delay_penalty=0.001"
