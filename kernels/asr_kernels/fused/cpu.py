@@ -194,8 +194,8 @@ class _Joiner:
         self.weight = weight.to(self.dtype)
         self.bias = None if bias is None else bias.to(self.dtype)
         self.tanh = activation == "tanh"
-        # tanh x = 2 sigmoid(2 x) - 1 takes a quarter of the time, wherever MKL's tanh is not at home. Its error
-        # is up to 1e-7 of 1: not for sums that are small throughout.
+        # tanh x = 2 sigmoid(2 x) - 1 takes a quarter of the time, wherever MKL's tanh is not at home. Its
+        # error is up to 1e-7 of 1: not for sums that are small throughout.
         self._by_sigmoid = self.tanh and self.dtype == torch.float32 and not _small(encoder, predictor)
         if self._by_sigmoid:
             self.encoder, self.predictor = 2.0 * self.encoder, 2.0 * self.predictor
