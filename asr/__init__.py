@@ -14,15 +14,25 @@ from typing import TYPE_CHECKING, Any
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from asr.recognizer import Event, Recognizer, Session, Transcript, load
+    from asr.recognizer import EndpointConfig, Event, Latency, Recognizer, Session, Transcript, load
 
-__all__ = ["AsrError", "Event", "Recognizer", "Session", "Transcript", "__version__", "load"]
+__all__ = [
+    "AsrError",
+    "EndpointConfig",
+    "Event",
+    "Latency",
+    "Recognizer",
+    "Session",
+    "Transcript",
+    "__version__",
+    "load",
+]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Event", "Recognizer", "Session", "Transcript", "load"}:
+    if name in __all__:
         from asr import recognizer
 
         return getattr(recognizer, name)

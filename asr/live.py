@@ -23,6 +23,24 @@ from asr.vad import VoiceActivity
 
 
 @dataclass(frozen=True)
+class Response:
+    """How soon an utterance was answered, in seconds of audio; computing comes on top."""
+
+    first_token_s: float
+    """From the end of the first token to where it was shown."""
+    final_s: float
+    """From the end of the last token to the final result."""
+    real_time_factor: float
+    """Computing time per audio time of the utterance."""
+
+    def __str__(self) -> str:
+        return (
+            f"first token {1000 * self.first_token_s:.0f} ms, final {1000 * self.final_s:.0f} ms, "
+            f"real-time factor {self.real_time_factor:.3f}"
+        )
+
+
+@dataclass(frozen=True)
 class Update:
     """What a user has seen and waited for, so far."""
 
@@ -35,6 +53,8 @@ class Update:
     """Whether the utterance has ended."""
     utterance: int = 0
     """Which utterance of the stream, from 0 on."""
+    response: Response | None = None
+    """Of a final result with words."""
 
 
 def feed_file(
@@ -64,6 +84,7 @@ def feed(
     """Feed chunks of samples; an update for whatever changed a transcript, the last one final."""
     session = recognizer.stream(sample_rate, endpoint=endpoint, voice=voice)
     stats = StreamStats(state_bytes=session.state_bytes)
+    watch = _Watch()
     start, fed = time.perf_counter(), 0
     for chunk in chunks:
         fed += len(chunk)
@@ -74,16 +95,37 @@ def feed(
         events = session.feed(chunk)
         stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
         for event in events:
-            yield _update(event, heard_s, stats)
+            yield watch.update(event, heard_s, stats)
     begun = time.perf_counter()
     events = session.finish()
     stats = stats.chunk(0.0, time.perf_counter() - begun)
     for event in events:
-        yield _update(event, fed / sample_rate, stats)
+        yield watch.update(event, fed / sample_rate, stats)
 
 
-def _update(event: Event, heard_s: float, stats: StreamStats) -> Update:
-    return Update(event.transcript, heard_s, stats, event.kind == "final", event.utterance)
+class _Watch:
+    """When the first token of the utterance was shown, and what was computed before the utterance."""
+
+    def __init__(self) -> None:
+        self._shown_s: float | None = None
+        self._before = StreamStats()
+
+    def update(self, event: Event, heard_s: float, stats: StreamStats) -> Update:
+        """What the event means to a user who has heard so much."""
+        tokens = event.transcript.tokens
+        if tokens and self._shown_s is None:
+            self._shown_s = heard_s
+        response = None
+        if event.kind == "final":
+            if tokens and self._shown_s is not None:
+                audio_s = max(stats.audio_s - self._before.audio_s, 1e-9)
+                response = Response(
+                    self._shown_s - tokens[0].end_s,
+                    heard_s - tokens[-1].end_s,
+                    (stats.compute_s - self._before.compute_s) / audio_s,
+                )
+            self._shown_s, self._before = None, stats
+        return Update(event.transcript, heard_s, stats, event.kind == "final", event.utterance, response)
 
 
 def word_appearances(updates: Sequence[Update]) -> list[float]:

@@ -36,6 +36,7 @@ from asr.transcript import TimedToken, Transcript, Word, make_transcript
 from asr.vad import VoiceActivity
 
 __all__ = [
+    "EndpointConfig",
     "Event",
     "Flushed",
     "Latency",

@@ -61,6 +61,17 @@ def make_transcript(
     return Transcript(tokenizer.decode(ids), words, timed, duration_s, truncated)
 
 
+def join(transcripts: Sequence[Transcript]) -> Transcript:
+    """The utterances of a stream, in order, as one."""
+    return Transcript(
+        " ".join(t.text for t in transcripts if t.text),
+        tuple(word for t in transcripts for word in t.words),
+        tuple(token for t in transcripts for token in t.tokens),
+        max((t.duration_s for t in transcripts), default=0.0),
+        sum(t.truncated_frames for t in transcripts),
+    )
+
+
 def _word(text: str, tokens: Sequence[Token], frame_s: float) -> Word:
     log_prob = sum(token.log_prob for token in tokens) / len(tokens)
     return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, math.exp(log_prob))

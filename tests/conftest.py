@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from asr.encoders import EncoderConfig
 
 # One thread: the tensors are tiny, and waiting for each other costs threads more than they give.
 torch.set_num_threads(1)
@@ -48,12 +52,18 @@ def make_model(tmp_path: Path):
     from asr.transducer import TransducerConfig
 
     def make(
-        *, kind: str = "transducer", bidirectional: bool = False, lookahead: int = 2, seed: int = 0
+        *,
+        kind: str = "transducer",
+        bidirectional: bool = False,
+        lookahead: int = 2,
+        seed: int = 0,
+        encoder: EncoderConfig | None = None,
     ) -> Path:
         tokenizer = train_tokenizer(TokenizerConfig(kind="word"), ["zero one two three four"])
         transducer = kind != "ctc"
         network_config = TransducerConfig(
-            encoder=LstmEncoderConfig(
+            encoder=encoder
+            or LstmEncoderConfig(
                 hidden=24, layers=2, bidirectional=bidirectional, lookahead=0 if bidirectional else lookahead
             ),
             predictor=LstmPredictorConfig(dim=12)
@@ -64,7 +74,7 @@ def make_model(tmp_path: Path):
             joiner=JoinerConfig(dim=16),
             loss=LossConfig(
                 transducer=TransducerLossConfig(weight=1.0 if transducer else 0.0),
-                ctc=CtcLossConfig(weight=0.0 if transducer else 1.0),
+                ctc=CtcLossConfig(weight=0.5 if kind == "hybrid" else 0.0 if transducer else 1.0),
             ),
         )
         config = ModelConfig(
@@ -85,7 +95,8 @@ def make_model(tmp_path: Path):
                     parameter.mul_(20)  # decided enough that 1e-6 of noise does not flip a label
                     if name.endswith("bias"):
                         parameter[0] += 1.0
-        directory = tmp_path / f"model-{kind}-{bidirectional}-{seed}"
+        name = "lstm" if encoder is None else encoder.kind
+        directory = tmp_path / f"model-{kind}-{name}-{bidirectional}-{seed}"
         save_model(directory, config, network, tokenizer, "# card\n")
         return directory
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from asr.recognizer import Latency
+    from asr.recognizer import EndpointConfig, Latency
+    from asr.vad import VoiceActivity
 
 LatencyOption = Annotated[
     str | None,
@@ -19,6 +20,42 @@ LatencyOption = Annotated[
 HeadOption = Annotated[
     Literal["transducer", "ctc"] | None, typer.Option("--head", help="Which head decodes, if there are two.")
 ]
+SilenceOption = Annotated[
+    float | None, typer.Option("--silence", help="Seconds of silence that end an utterance; 0: never.")
+]
+MaxLengthOption = Annotated[
+    float | None, typer.Option("--max-length", help="Longest utterance in seconds; 0: any.")
+]
+NothingOption = Annotated[
+    float | None, typer.Option("--nothing", help="Seconds without a word that begin anew; 0: never.")
+]
+VadOption = Annotated[
+    bool, typer.Option("--vad", help="Silence is what silero-vad hears no speech in (extra vad).")
+]
+StatsOption = Annotated[
+    bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
+]
+
+
+def endpoint_of(
+    silence_s: float | None, max_length_s: float | None, nothing_s: float | None
+) -> EndpointConfig | None:
+    """The rules of these options, of which 0 and None leave one out; None without any. Raises ConfigError."""
+    from asr.config import validate
+    from asr.recognizer import EndpointConfig
+
+    rules = {"trailing_silence_s": silence_s, "max_length_s": max_length_s, "nothing_s": nothing_s}
+    chosen = {name: value or None for name, value in rules.items()}
+    if not any(chosen.values()):
+        return None
+    return validate(chosen, EndpointConfig, "--silence, --max-length, --nothing")
+
+
+def voice_of(wanted: bool, sample_rate: int) -> VoiceActivity | None:
+    """A voice activity detector for one stream, if it is wanted. Raises MissingExtraError."""
+    from asr.vad import SileroVad
+
+    return SileroVad(sample_rate) if wanted else None
 
 
 def parse_latency(text: str | None) -> Latency | None:

@@ -8,9 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from asr.cli.options import HeadOption, LatencyOption, parse_latency
+from asr.cli.options import (
+    HeadOption,
+    LatencyOption,
+    MaxLengthOption,
+    NothingOption,
+    SilenceOption,
+    StatsOption,
+    VadOption,
+    endpoint_of,
+    parse_latency,
+    voice_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asr.live import Update
     from asr.recognizer import Recognizer, Transcript
 
 
@@ -30,6 +44,11 @@ def transcribe(
     picture: Annotated[
         Path | None, typer.Option(help="With one file, draw log-mel, token times and words to this PNG.")
     ] = None,
+    silence: SilenceOption = None,
+    max_length: MaxLengthOption = None,
+    nothing: NothingOption = None,
+    vad: VadOption = False,
+    stats: StatsOption = False,
     latency: LatencyOption = None,
     head: HeadOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
@@ -38,6 +57,7 @@ def transcribe(
     """Transcribe recordings. Results go to stdout, partial results to stderr."""
     from asr.cli.formats import render
     from asr.errors import AsrError, ConfigError
+    from asr.live import feed_file
     from asr.recognizer import load
 
     if len(files) > 1 and (picture or format in {"srt", "vtt"}):
@@ -47,11 +67,23 @@ def transcribe(
         import torch
 
         torch.set_num_threads(threads)
+    endpoint = endpoint_of(silence, max_length, nothing)
+    if not live and (endpoint or vad or stats):
+        raise ConfigError(
+            "--silence, --max-length, --nothing, --vad and --stats are for live audio: add --stream"
+        )
     recognizer = load(model, device, latency=parse_latency(latency), head=head)
     failed = 0
     for file in files:
         try:
-            transcript = _live(recognizer, file, chunk_ms, realtime) if live else recognizer.transcribe(file)
+            if live:
+                voice = voice_of(vad, recognizer.sample_rate)
+                updates = feed_file(
+                    recognizer, file, chunk_ms / 1000, realtime=realtime, endpoint=endpoint, voice=voice
+                )
+                transcript = _live(updates, file, stats)
+            else:
+                transcript = recognizer.transcribe(file)
         except AsrError as error:
             # One bad file must not lose the others' results; the exit code says that something failed.
             print(f"asr: {error}", file=sys.stderr)
@@ -66,19 +98,27 @@ def transcribe(
         raise typer.Exit(1)
 
 
-def _live(recognizer: Recognizer, file: Path, chunk_ms: float, realtime: bool) -> Transcript:
-    """Feed a file as live audio; partial results as they change."""
-    from asr.live import feed_file
+def _live(updates: Iterator[Update], file: Path, stats: bool) -> Transcript:
+    """Show a file that is fed as live audio as it is heard; all its utterances as one transcript."""
+    from asr.transcript import join
 
-    transcript = recognizer.stream().transcript()
+    finals: list[Transcript] = []
+    current, last = None, None
     try:
-        for update in feed_file(recognizer, file, chunk_ms / 1000, realtime=realtime):
-            if update.transcript.text != transcript.text:
-                print(f"[{update.heard_s:7.2f} s] {update.transcript.text}", file=sys.stderr, flush=True)
-            transcript = update.transcript
+        for last in updates:
+            if current is None or last.transcript.text != current.text:
+                print(f"[{last.heard_s:7.2f} s] {last.transcript.text}", file=sys.stderr, flush=True)
+            current = last.transcript
+            if last.final:
+                finals.append(last.transcript)
+                current = None
+                if stats and last.response is not None:
+                    print(f"  {last.response}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"asr: {file}: interrupted; this is what was heard", file=sys.stderr)
-    return transcript
+    if stats and last is not None:
+        print(last.stats, file=sys.stderr)
+    return join([*finals, *([current] if current else [])])
 
 
 def _warn_truncated(file: Path, transcript: Transcript) -> None:

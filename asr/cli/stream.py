@@ -1,0 +1,124 @@
+"""`asr stream`: live audio from a microphone or a pipe to text."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from asr.cli.options import (
+    HeadOption,
+    LatencyOption,
+    MaxLengthOption,
+    NothingOption,
+    SilenceOption,
+    StatsOption,
+    VadOption,
+    endpoint_of,
+    parse_latency,
+    voice_of,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from asr.live import Update
+
+BYTES = 2  # of a sample
+
+
+def stream(
+    model: Annotated[Path | None, typer.Option(help="Model directory.")] = None,
+    mic: Annotated[bool, typer.Option("--mic", help="Hear the microphone (extra mic).")] = False,
+    pipe: Annotated[bool, typer.Option("--stdin", help="Hear 16-bit mono samples from stdin.")] = False,
+    rate: Annotated[int, typer.Option(min=1000, help="Samples per second.")] = 16000,
+    device: Annotated[str | None, typer.Option(help="Input device: number or part of a name.")] = None,
+    list_devices: Annotated[bool, typer.Option("--list-devices", help="Show the input devices.")] = False,
+    block_ms: Annotated[float, typer.Option(min=5, max=2000, help="Audio per block.")] = 50.0,
+    latency: LatencyOption = None,
+    head: HeadOption = None,
+    silence: SilenceOption = 0.8,
+    max_length: MaxLengthOption = 20.0,
+    nothing: NothingOption = 5.0,
+    vad: VadOption = False,
+    stats: StatsOption = False,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 1,
+) -> None:
+    """Transcribe live audio: utterances with their times to stdout, partial results to stderr."""
+    from asr.errors import ConfigError
+    from asr.microphone import devices, microphone
+
+    if list_devices:
+        print("\n".join(devices()) or "no input device")
+        return
+    if mic == pipe:
+        raise ConfigError("expected --mic or --stdin, found " + ("both" if mic else "neither") + "; give one")
+    if model is None:
+        raise ConfigError("expected --model, a model directory, found none")
+    import torch
+
+    from asr.live import feed
+    from asr.recognizer import load
+
+    if threads:
+        torch.set_num_threads(threads)
+    recognizer = load(model, latency=parse_latency(latency), head=head)
+    recognizer.network.encoder.require_streaming()
+    endpoint, voice = endpoint_of(silence, max_length, nothing), voice_of(vad, recognizer.sample_rate)
+    blocks = microphone(rate, block_ms / 1000, device) if mic else _pipe(rate, block_ms / 1000)
+    if mic:
+        print("listening; Ctrl-C ends", file=sys.stderr)
+    updates = feed(recognizer, _until_interrupted(blocks), rate, endpoint=endpoint, voice=voice)
+    last = None
+    for last in updates:
+        show(last, stats)
+    if stats and last is not None:
+        print(last.stats, file=sys.stderr)
+
+
+def show(update: Update, stats: bool) -> None:
+    """A partial result to stderr, on a terminal over the last; a final one to stdout, with its times."""
+    words, terminal = update.transcript.words, sys.stderr.isatty()
+    if not update.final:
+        print(
+            f"[{update.heard_s:7.2f} s] {update.transcript.text}",
+            end="\r" if terminal else "\n",
+            file=sys.stderr,
+        )
+        sys.stderr.flush()
+        return
+    if terminal:
+        print("\x1b[2K", end="", file=sys.stderr, flush=True)
+    if not update.transcript.text:
+        return
+    times = f"{words[0].start_s:.2f} {words[-1].end_s:.2f} " if words else ""
+    print(f"{times}{update.transcript.text}", flush=True)
+    if stats and update.response is not None:
+        print(f"  {update.response}", file=sys.stderr, flush=True)
+
+
+def _pipe(rate: int, block_s: float) -> Iterator[npt.NDArray[Any]]:
+    """16-bit little-endian samples from stdin, as they come."""
+    import numpy as np
+
+    from asr.lengths import seconds_to_samples
+
+    size, rest = BYTES * seconds_to_samples(block_s, rate), b""
+    source = cast(io.BufferedReader, sys.stdin.buffer)
+    while data := source.read1(size):
+        data = rest + data
+        whole = len(data) // BYTES * BYTES
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], "<i2")
+
+
+def _until_interrupted(blocks: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Ctrl-C is the end of the stream: what was heard is still finished."""
+    try:
+        yield from blocks
+    except KeyboardInterrupt:
+        return
