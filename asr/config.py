@@ -11,7 +11,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,9 +137,24 @@ def _recipe_functions(file: Path, reference: str) -> dict[str, Callable[[], obje
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # a recipe's own Config classes look their annotations up there
-    _guarded(partial(spec.loader.exec_module, module), reference)
+    with _siblings(file.parent):
+        _guarded(partial(spec.loader.exec_module, module), reference)
     public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
     return {k: v for k, v in public.items() if inspect.isfunction(v) and v.__module__ == name}
+
+
+@contextmanager
+def _siblings(folder: Path) -> Iterator[None]:
+    """Let a recipe import the files beside it, as scripts may; other folders have files of the same names."""
+    before, place = set(sys.modules), str(folder.resolve())
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == Path(place):
+                del sys.modules[name]
 
 
 def _guarded(call: Callable[[], object], reference: str) -> object:

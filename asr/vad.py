@@ -8,6 +8,7 @@ ends 0.15 below it, as in its own iterator.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +40,10 @@ class SileroVad:
             raise MissingExtraError("voice activity detection", "vad")
         from silero_vad import load_silero_vad
 
-        self._model: Any = load_silero_vad()
+        with warnings.catch_warnings():
+            # The package loads its network with torch.jit, which torch means to leave some day.
+            warnings.simplefilter("ignore", FutureWarning)
+            self._model: Any = load_silero_vad()
         self._model.reset_states()
         self._resampler, self._threshold = Resampler(sample_rate, RATE), threshold
         self._waiting = np.zeros(0, np.float32)

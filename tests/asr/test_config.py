@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,19 @@ def test_another_kind_begins_with_its_defaults() -> None:
     assert config.predictor == LstmPredictorConfig(layers=2)
     same = override(TransducerConfig(), ["predictor.dim=9", "predictor.kind=stateless"])
     assert same.predictor.dim == 9
+
+
+def test_recipes_may_import_the_files_beside_them(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "base.py").write_text(f"NAME = {name!r}\n")
+        (folder / "r.py").write_text(
+            "from asr.config import Config\nfrom base import NAME\n"
+            "class Mine(Config):\n    name: str = ''\ndef mine() -> Mine:\n    return Mine(name=NAME)\n"
+        )
+    path = list(sys.path)
+    for name in ("one", "two"):
+        assert load_recipe(f"{tmp_path / name / 'r.py'}:mine", Config).model_dump() == {"name": name}
+    assert sys.path == path
+    assert "base" not in sys.modules
