@@ -36,7 +36,7 @@ class FakePortAudio(ModuleType):
             {"index": 1, "name": "Headset", "max_input_channels": 1, "default_samplerate": 16000.0},
         ]
 
-    def InputStream(self, *, callback: Callable, blocksize: int, **options):
+    def InputStream(self, *, callback: Callable, blocksize: int, **options):  # noqa: N802 (its name)
         if options["device"] not in (None, 1, "Head"):
             raise ValueError(f"No input device matching {options['device']!r}")
         self.opened = {"blocksize": blocksize, **options}
