@@ -73,7 +73,7 @@ class TransducerLossConfig(Config):
     delay_penalty: float = Field(0.0, ge=0)
     """Reward of early labels per frame (Kang et al. 2023), as k2 defines it."""
     skip_below: float = Field(1e-8, ge=0, lt=1)
-    """fused and pruned: nodes of the lattice less probable than this give no gradient."""
+    """fused and pruned: nodes less probable than this share of their utterance's largest give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
 
     def criterion_at(self, step: int | None) -> Literal["sum", "max"]:

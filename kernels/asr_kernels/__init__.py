@@ -3,8 +3,8 @@
     >>> from asr_kernels import rnnt_loss
     >>> rnnt_loss(logits, targets, logit_lengths, target_lengths, reduction="mean").backward()
 
-Depends on torch and numpy and on nothing of `asr`. Every op takes `backend=None | "reference" | "cpu"`;
-`use_backend` forces one for a block of code.
+Depends on torch and numpy and on nothing of `asr`. Every op takes `backend=None` or one of "reference", "cpu"
+and "triton", the pruned ones also "k2"; `use_backend` forces one for a block of code.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ def problem(
     alignment_band: int = 0,
 ) -> Problem:
     """Check everything but the floating tensors; shape is (B, T, U), columns the width of the logits."""
+    if not isinstance(topology, Topology):
+        raise ValueError(f"expected a Topology such as asr_kernels.RNNT, found {topology!r}")
     B, T, U = shape
     V = columns - topology.extra_columns
     if V < 1:
@@ -53,8 +55,8 @@ def problem(
             f"expected logits of more than {topology.extra_columns} columns for topology {topology.name}, "
             f"found {columns}"
         )
-    if not -V <= blank < V:
-        raise ValueError(f"expected blank within [-{V}, {V}), found {blank}")
+    if not isinstance(blank, int) or not -V <= blank < V:
+        raise ValueError(f"expected an integer blank within [-{V}, {V}), found {blank}")
     blank %= V
     expected = {"targets": (B, U), "logit_lengths": (B,), "target_lengths": (B,)}
     found = {"targets": targets, "logit_lengths": logit_lengths, "target_lengths": target_lengths}
@@ -84,6 +86,8 @@ def floats(name: str, tensor: Tensor, dims: str, sizes: tuple[int | None, ...]) 
 
 def integers(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Check an index tensor."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"expected {name} as a tensor of shape {shape}, found {type(tensor).__name__}")
     if tensor.dtype not in _INTEGERS:
         raise ValueError(f"expected {name} of dtype int32 or int64, found {tensor.dtype}")
     if tensor.shape != shape:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal, ParamSpec, TypeVar, get_args
 
@@ -41,29 +42,42 @@ def use_backend(backend: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(backend: str | None, device: torch.device, *, also: str | None = None) -> Backend:
-    """The backend for an input on `device`. Raises ValueError if `backend` names none.
+def choose(backend: str | None, scored: torch.Tensor, *, others: tuple[str, ...] = ()) -> Backend:
+    """The backend for this input. Raises ValueError if `backend` names none, or one that cannot run here.
 
-    `also` is one more that the op has, beside this choice.
+    `others` are what the op knows beside, for the message.
     """
-    if backend is not None:
-        return _known(backend, also)
-    # The "cpu" path is written in torch operations that every device has, so it serves them all.
-    return _forced.get() or ("triton" if device.type == "cuda" and _has_triton() else "cpu")
+    # The "cpu" path serves tensors on every device, and is the one that has all digits of float64.
+    fast = scored.is_cuda and scored.dtype != torch.float64 and _has_triton()
+    chosen = _forced.get() if backend is None else _known(backend, others)
+    chosen = chosen or ("triton" if fast else "cpu")
+    if chosen == "triton" and not scored.is_cuda and not interpreted():
+        raise ValueError(
+            f'expected tensors on a GPU for backend="triton", found {scored.device.type}: move them, '
+            "or set TRITON_INTERPRET=1 before Python starts to try the kernels without one"
+        )
+    return chosen
 
 
-def on_its_device(op: Callable[P, R]) -> Callable[P, R]:
-    """The op, with the GPU of its first tensor as the current one: that is where Triton launches kernels.
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
-    (Autograd sees to this in the backward pass.)
+
+def entry_point(op: Callable[P, R]) -> Callable[P, R]:
+    """The op as users call it.
+
+    Without autocast, which would round what it computes, and with the GPU of its first tensor as the current
+    one: that is where Triton launches kernels (autograd sees to this in the backward pass).
     """
 
     @functools.wraps(op)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
-        if first is None or not first.is_cuda:
+        if first is None:
             return op(*args, **kwargs)
-        with torch.cuda.device(first.device):
+        current = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+        with current, torch.autocast(first.device.type, enabled=False):
             return op(*args, **kwargs)
 
     return guarded
@@ -73,8 +87,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _known(name: str, also: str | None = None) -> Backend:
+def _known(name: str, others: tuple[str, ...] = ()) -> Backend:
     if name not in backends():
-        names = [*backends(), *([also] if also else [])]
-        raise ValueError(f"expected a backend among {', '.join(names)}, found {name!r}")
+        raise ValueError(f"expected a backend among {', '.join((*backends(), *others))}, found {name!r}")
     return name

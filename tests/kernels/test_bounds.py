@@ -98,7 +98,8 @@ def test_bounds_follow_a_sure_alignment() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"S": 0}, "S of at least 1, found 0"),
+        ({"S": 0}, "S, an integer of at least 1, found 0"),
+        ({"S": 2.0}, "S, an integer of at least 1, found 2.0"),
         ({"label_occupation": torch.zeros(1, 3, 3)}, r"label_occupation of shape .*found \(1, 3, 3\)"),
         ({"blank_occupation": torch.zeros(3, 3)}, r"blank_occupation of shape .*found \(3, 3\)"),
         ({"logit_lengths": torch.tensor([4])}, r"logit_lengths within \[0, 3\], found 4"),

@@ -228,6 +228,14 @@ def test_impossible_symbols(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_logits_are_no_probabilities(backend: str) -> None:
+    case = over_frames(make([(4, 2), (4, 2)], V))
+    case.logits[0, 1, 2] = math.inf
+    found = loss(case, backend=backend)(case.logits)
+    assert found.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_is_the_derivative_of_the_loss(backend: str) -> None:
     case = over_frames(make([(4, 2), (3, 1), (4, 0)], V, seed=6))
     for criterion in ("sum", "max"):

@@ -158,16 +158,30 @@ def test_of_the_joiners_inputs(activation: Any) -> None:
     inputs = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
     found = simple_rnnt_loss(*am_and_lm(case), *case[1:], 2)
     ranges = pruning_bounds(*found[1:], *case[2:], S)
-    outcomes = [
-        run(
-            lambda *x, backend=backend: fused_pruned_rnnt_loss(
-                *x, case.targets, ranges, *case[2:], 2, activation=activation, skip_below=0.0, backend=backend
-            ),
-            inputs,
-        )
-        for backend in ("cpu", "k2")
-    ]
-    agree(outcomes[1], outcomes[0])
+    beyond_frames = torch.arange(6) >= case.logit_lengths[:, None]
+    beyond_labels = torch.arange(4) > case.target_lengths[:, None]
+    inputs[0].masked_fill_(beyond_frames[..., None], torch.nan)
+    inputs[1].masked_fill_(beyond_labels[..., None], torch.nan)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float16, 5e-3)):
+        outcomes = [
+            run(
+                lambda *x, backend=backend: fused_pruned_rnnt_loss(
+                    *x,
+                    case.targets,
+                    ranges,
+                    *case[2:],
+                    2,
+                    activation=activation,
+                    skip_below=0.0,
+                    backend=backend,
+                ),
+                [x.to(dtype).double() for x in inputs],
+                dtype,
+            )
+            for backend in ("cpu", "k2")
+        ]
+        assert all(grad.isfinite().all() for grad in outcomes[1].grads)
+        agree(outcomes[1], outcomes[0], tolerance)
 
 
 @pytest.mark.usefixtures("k2")

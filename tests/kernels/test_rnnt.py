@@ -378,6 +378,9 @@ def test_backends_are_chosen_by_argument_then_by_block(monkeypatch: pytest.Monke
         rnnt_loss(*case, backend="fpga")
     with pytest.raises(ValueError, match="expected a backend among reference, cpu"), use_backend("fpga"):
         pass
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match='on a GPU for backend="triton", found cpu: move them'):
+        rnnt_loss(*case, backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -396,8 +399,11 @@ def test_backends_are_chosen_by_argument_then_by_block(monkeypatch: pytest.Monke
             {"target_lengths": torch.tensor([2, 3])},
             r"target_lengths within \[0, 2\], found 3 for utterance 1",
         ),
-        ({"blank": 4}, r"blank within \[-4, 4\), found 4"),
+        ({"blank": 4}, r"integer blank within \[-4, 4\), found 4"),
         ({"blank": -5}, "found -5"),
+        ({"blank": 1.5}, r"integer blank within \[-4, 4\), found 1.5"),
+        ({"logit_lengths": [3, 2]}, r"logit_lengths as a tensor of shape \(2,\), found list"),
+        ({"topology": "rnnt"}, "a Topology such as asr_kernels.RNNT, found 'rnnt'"),
         ({"reduction": "max"}, "reduction among none, sum, mean, found 'max'"),
         ({"fastemit": -0.1}, "fastemit finite and at least 0, found -0.1"),
         ({"delay_penalty": math.nan}, "finite delay_penalty, found nan"),

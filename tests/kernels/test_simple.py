@@ -14,6 +14,7 @@ from oracles import Rules
 from torch import Tensor
 
 from asr_kernels import rnnt_loss, simple_rnnt_loss
+from asr_kernels.pruned import simple as implementation
 
 # Every length up to 5 frames and 3 labels.
 GRID = [(T, U) for T in range(6) for U in range(4)]
@@ -234,6 +235,27 @@ def test_half_precision(backend: str) -> None:
         half = run(simple(case, backend=backend), inputs, dtype)
         torch.testing.assert_close(half.losses, exact.losses, rtol=1e-4, atol=1e-4)
         agree(half._replace(losses=exact.losses), exact, tolerance)
+
+
+def test_many_lost_nodes_take_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where am and lm agree on nothing, nodes are done some at a time; those that are NaN not at all."""
+    case, sizes = uneven(3, 20, 8, 50, seed=4), list[int]()
+    am, lm = (400 * x for x in am_and_lm(case, seed=4))
+    monkeypatch.setattr(implementation, "_LOST", 500)
+    rows = implementation._logits
+
+    def noted(*args: Tensor) -> Any:
+        for nodes, logits in rows(*args):
+            sizes.append(logits.numel())
+            yield nodes, logits
+
+    monkeypatch.setattr(implementation, "_logits", noted)
+    agree(run(simple(case), (am, lm)), run(simple(case, backend="reference"), (am, lm)), 1e-9)
+    assert len(sizes) > 20
+    assert max(sizes) <= 500
+    sizes.clear()
+    assert simple(case)(am, torch.full_like(lm, torch.nan)).isnan().all()
+    assert sum(sizes) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

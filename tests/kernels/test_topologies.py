@@ -347,7 +347,7 @@ ALIGNMENT = torch.tensor([[0, 1], [0, 1]])
         ({"topology": multi_blank((2, 3, 4, 5))}, "more than 4 columns for topology multi_blank, found 4"),
         ({"topology": tdt((0, 1))}, r"targets within \[0, 2\), found 3 at \[1, 1\]"),
         ({"topology": multi_blank((2, 3))}, r"targets within \[0, 2\), found 3 at \[1, 1\]"),
-        ({"topology": tdt((0, 1)), "blank": 2}, r"blank within \[-2, 2\), found 2"),
+        ({"topology": tdt((0, 1)), "blank": 2}, r"integer blank within \[-2, 2\), found 2"),
         ({"criterion": "min"}, "criterion among sum, max, found 'min'"),
         ({"alignment": ALIGNMENT[:1]}, r"alignment frames of shape \(2, 2\), found \(1, 2\)"),
         ({"alignment": ALIGNMENT.double()}, "alignment frames of dtype int32 or int64, found torch.float64"),
@@ -374,15 +374,15 @@ def test_wrong_input_is_named(change: dict[str, object], message: str) -> None:
             align(**(good | change))
 
 
-@pytest.mark.parametrize("durations", [(), (0,), (1, 1), (-1, 2)])
+@pytest.mark.parametrize("durations", [(), (0,), (1, 1), (-1, 2), (1.5,)])
 def test_durations_of_tdt(durations: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="distinct durations"):
+    with pytest.raises(ValueError, match="distinct integer durations"):
         tdt(durations)
 
 
 @pytest.mark.parametrize("durations", [(), (1, 2), (2, 2), (0,)])
 def test_durations_of_big_blanks(durations: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="distinct durations"):
+    with pytest.raises(ValueError, match="distinct integer durations"):
         multi_blank(durations)
 
 

@@ -1,7 +1,8 @@
 """What `tools/gpu_check` measures: the losses and their peers on a GPU in bfloat16, a row of its table each.
 
 A row is a contestant on a problem. Before its time is taken, once per contestant, its loss and all gradients
-on a small problem with uneven lengths must be those of the definition in float64. A step is forward and
+on a small problem with uneven lengths must be those of the definition in float64; at full size its loss and
+the norm of its gradients must be those of the contestants before it. A step is forward and
 backward, from the outputs of encoder and predictor (or from logits) to all gradients; times are medians of
 CUDA events; memory is the peak of what PyTorch allocates during a step above what it held before.
 
@@ -56,14 +57,23 @@ class Row(NamedTuple):
 
     @property
     def ours(self) -> bool:
+        """Whether it is a kernel of this package, which has to be right."""
         return self.name in OURS
+
+
+class Measured(NamedTuple):
+    seconds: float
+    memory: int | None
+    """Bytes; None on a CPU."""
+    loss: float
+    norm: float
+    """Of all gradients together."""
 
 
 class Result(NamedTuple):
     seconds: float
     memory: int | None
     """Bytes; None on a CPU."""
-    loss: float
     error: float
     """Largest relative error of a gradient on the small problem."""
     floor: float | None
@@ -109,7 +119,7 @@ def plain_loss(problem: rnnt.Problem) -> Tensor:
 
 
 def tiled(problem: fused.Problem, elements: int = TILES[1]) -> Tensor:
-    return tiled_rnnt_loss(*problem, elements=elements, backend=choose(None, problem.encoder.device))
+    return tiled_rnnt_loss(*problem, elements=elements, backend=choose(None, problem.encoder))
 
 
 def torch_ctc(problem: ctc.Problem) -> Tensor:
@@ -258,6 +268,7 @@ class Bench:
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.key: tuple[str, Shape, bool] | None = None
         self.problem: Problem | None = None
+        self.first: dict[tuple[str, Shape, bool], tuple[str, Measured]] = {}
 
     def run(self, row: Row) -> Result:
         contestant = GROUPS[row.group][row.name]
@@ -266,17 +277,34 @@ class Bench:
         if key != self.key:
             self.free()
             self.problem, self.key = make(*key, self.device, self.dtype), key
-        floor, note = contestant.floor(row.shape), ""
         losses = {"": contestant.loss}
         if row.name == "tiled":
             losses = {f"tiles of {n >> 20} M logits": partial(tiled, elements=n) for n in TILES}
         found = {what: self.measured(partial(loss, self.problem)) for what, loss in losses.items()}
-        note, (seconds, memory, loss) = min(found.items(), key=lambda item: item[1][0])
+        note, best = min(found.items(), key=lambda item: item[1].seconds)
+        self.compare(row, best)
+        floor = contestant.floor(row.shape)
         if row.name == "fused, skipping":
             share = self.occupied()
             floor = fused_floor(row.shape, share)
             note = f"{share:.1%} of the nodes, gradient off by {self.skipped():.0e}"
-        return Result(seconds, memory, loss, error, floor if self.device == "cuda" else None, note)
+        return Result(best.seconds, best.memory, error, floor if self.device == "cuda" else None, note)
+
+    def compare(self, row: Row, found: Measured) -> None:
+        """Raise ArithmeticError if the first contestant on this problem found something else.
+
+        Not for the pruned ones, whose bounds differ.
+        """
+        name, first = self.first.setdefault(self.key, (row.name, found))
+        if row.group == "pruned":
+            return
+        bounds = TOLERANCE[self.dtype]
+        for what, a, b, bound in (
+            ("loss", found.loss, first.loss, bounds[0]),
+            ("norm of the gradients", found.norm, first.norm, bounds[1]),
+        ):
+            if not abs(a - b) <= bound * abs(b):
+                raise ArithmeticError(f"wrong: {what} {a:.6g}, {name} found {b:.6g}")
 
     def free(self) -> None:
         self.problem = self.key = None
@@ -284,20 +312,22 @@ class Bench:
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def measured(self, loss: Callable[[], Tensor]) -> tuple[float, int | None, float]:
-        """Median seconds, peak memory and the loss."""
+    def measured(self, loss: Callable[[], Tensor]) -> Measured:
+        """A contestant's median time and what it found."""
         step(loss, self.problem)  # compiles
         start = time.perf_counter()
-        value = float(step(loss, self.problem)[0])
+        value, grads = step(loss, self.problem)
+        value, norm = float(value), float(torch.stack([x.float().norm() for x in grads]).norm())
+        del grads
         repeats = max(3, min(30, int(self.budget_s / (time.perf_counter() - start))))
         clear(leaves(self.problem))
         if self.device != "cuda":
-            return statistics.median(self.wall_times(loss, repeats)), None, value
+            return Measured(statistics.median(self.wall_times(loss, repeats)), None, value, norm)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(loss, self.problem)
         memory = torch.cuda.max_memory_allocated() - before
-        return statistics.median(self.event_times(loss, repeats)), memory, value
+        return Measured(statistics.median(self.event_times(loss, repeats)), memory, value, norm)
 
     def event_times(self, loss: Callable[[], Tensor], repeats: int) -> Iterator[float]:
         marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
@@ -321,7 +351,7 @@ class Bench:
         problem = self.problem
         lattice = Lattice(problem.targets, problem.logit_lengths.tolist(), problem.target_lengths.tolist())
         symbols = RNNT.symbols(problem.targets, 0, len(problem.weight)).to(self.device)[:, None]
-        backend = choose(None, torch.device(self.device))
+        backend = choose(None, problem.encoder)
         band = Nodes(lattice.frames, lattice.labels, problem.predictor.shape[1])
         with torch.no_grad():
             inputs = (*problem.inputs, symbols, band, len(problem.weight), "tanh", 0.0, backend)

@@ -4,9 +4,10 @@
     python tools/bench/skipping.py EXP [--threads 2]
 
 For the untrained network and some of the run's checkpoints, on the same training batches (augmented as in
-training): the share of the lattices' nodes whose occupation exceeds `skip_below`, the error of the gradients
-at encoder, predictor, weight and bias of the joiner (relative norm, all together) beside the dense ones in
-float64, and the time of loss and gradients beside that without skipping in the same process.
+training, without SpecAugment): the share of the lattices' nodes whose occupation exceeds `skip_below`, the
+error of the gradients at encoder, predictor, weight and bias of the joiner (relative norm, all together)
+beside the dense ones in float64, and the time of loss and gradients beside that without skipping in the same
+process.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import CTC
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def ctc_loss(
     logits: Tensor,
     targets: Tensor,
@@ -63,11 +63,11 @@ def ctc_loss(
         alignment=alignment,
         alignment_band=alignment_band,
     )
-    losses = _losses(logits, problem, dispatch.choose(backend, logits.device))
+    losses = _losses(logits, problem, dispatch.choose(backend, logits))
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def ctc_align(
     logits: Tensor,
     targets: Tensor,
@@ -82,7 +82,7 @@ def ctc_align(
     Arguments and errors are those of `ctc_loss`; there is no gradient.
     """
     problem = _problem(logits, targets, logit_lengths, target_lengths, blank)
-    chosen = dispatch.choose(backend, logits.device)
+    chosen = dispatch.choose(backend, logits)
     found = best_alignment(_scores(logits.detach(), problem, chosen), problem.lattice, chosen)
     return found._replace(score=found.score.to(checks.loss_dtype(logits)))
 
@@ -186,6 +186,7 @@ class _FrameScores(torch.autograd.Function):
         valid = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
         wide = logits if logits.dtype == torch.float64 else logits.float()
         log_norm = wide.logsumexp(dim=-1)
+        log_norm = torch.where(log_norm == torch.inf, torch.nan, log_norm)  # as a softmax has it
         index = columns[:, None].expand(-1, logits.shape[1], -1)
         scores = torch.where(valid[..., None], wide.gather(-1, index) - log_norm[..., None], 0.0)
         ctx.save_for_backward(logits, log_norm, index, valid)

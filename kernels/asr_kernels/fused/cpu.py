@@ -40,8 +40,8 @@ _NODES = 128
 # Of an utterance's nodes, those with this share of the largest gradient are left out in any case: nine orders
 # under the rounding of the sums that they would be added to (for float64: none).
 _ROUNDING = {torch.float32: 1e-16, torch.float64: 0.0}
-# What is smaller is zero: short of the denormal numbers that would make arithmetic several times slower.
-_TINY = {torch.float32: 1e-30, torch.float64: 1e-300}
+# What is smaller is zero: the denormal numbers would make arithmetic several times slower.
+_TINY = {torch.float32: 1e-36, torch.float64: 1e-300}
 
 
 class Reading(NamedTuple):

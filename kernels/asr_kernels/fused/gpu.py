@@ -37,8 +37,8 @@ from asr_kernels.fused import jit
 from asr_kernels.fused.cpu import Gradients, live_nodes
 from asr_kernels.nodes import Nodes
 
-# Elements of a chunk in the backward, logits and activations together: 32 MB of bfloat16.
-_CHUNK = 1 << 24
+# Elements of a chunk in the backward, logits and activations together: 16 MB of bfloat16.
+_CHUNK = 1 << 23
 
 
 class Reading(NamedTuple):
@@ -125,7 +125,6 @@ def spread(
     ]
     d_encoder, d_predictor, d_weight, d_bias = sums
     size = _chunk_size(V + D)
-    rooms = [joiner.weight.new_empty(min(size, len(live.nodes)), n) for n in (D, V)]
     sides = []
     if d_encoder is not None:
         segments = _Segments.of(live.encoder, size, in_order=True)
@@ -133,6 +132,7 @@ def spread(
     if d_predictor is not None:
         segments = _Segments.of(live.predictor, size, in_order=False)
         sides.append(_Side(d_predictor, segments, joiner.predictor, joiner.encoder, live.encoder))
+    rooms = [joiner.weight.new_empty(min(size, len(live.nodes)), n) for n in (D, V)]
     for number, start in enumerate(range(0, len(live.nodes), size)):
         nodes = live.nodes[start : start + size]
         hidden, logits = (room[: len(nodes)] for room in rooms)
@@ -178,8 +178,9 @@ def _chunk_size(elements: int) -> int:
 
 
 def _listed(chosen: Tensor) -> Tensor:
-    """The places in (B, T, W), in order, where the mask is true."""
-    return chosen.flatten().nonzero().squeeze(-1)
+    """The places in (B, T, W), in order, where the mask is true; in 32 bits if they suffice."""
+    places = chosen.flatten().nonzero().squeeze(-1)
+    return places.int() if chosen.numel() < 1 << 31 else places
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -222,11 +223,15 @@ class _Segments(NamedTuple):
     @staticmethod
     def of(rows: Tensor, size: int, in_order: bool) -> _Segments:
         """Segments of equal numbers in `rows`, which belong to the live nodes in chunks of `size`."""
-        order = torch.arange(len(rows), device=rows.device)
-        count = rows.max() + 1 if len(rows) > 0 else 1
-        keys = order // size * count + rows
+        order = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)
+        count = rows.max().long() + 1 if len(rows) > 0 else 1
+        keys = torch.arange(len(rows), device=rows.device).div_(size, rounding_mode="floor")
+        keys *= count
+        keys += rows
         if not in_order:
-            keys, order = torch.sort(keys, stable=True)
+            keys, sorted_order = torch.sort(keys, stable=True)
+            order = sorted_order.to(rows.dtype)
+            del sorted_order
         keys, lengths = torch.unique_consecutive(keys, return_counts=True)
         starts = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
         bounds = torch.arange(triton.cdiv(len(rows), size) + 1, device=rows.device)

@@ -1,7 +1,7 @@
 """The Triton kernels that gpu.py launches and explains.
 
 Nodes are numbers in (B, T, W), rows of the encoder numbers in (B, T), rows of the predictor in (B, U+1); all
-addresses are 64-bit. Names are those of the equations in cpu.py.
+addresses are 64-bit, numbers are stored in 32 where they fit. Names are those of the equations in cpu.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_kernel(
     for tile in range(program, tl.cdiv(count, ROWS), tl.num_programs(0)):
         place = tile * ROWS + r
         real = place < count
-        node = tl.load(nodes + place, mask=real, other=0)
+        node = tl.load(nodes + place, mask=real, other=0).to(tl.int64)
         frame, w = node // W, node % W
         u = w
         if first is not None:
@@ -98,8 +98,8 @@ def hidden_kernel(
     """Grid (blocks of nodes, blocks of D): the activations (count, D) of the live nodes from `start` on."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.load(rows + start + i, mask=i < count, other=0)
-    other = tl.load(others + start + i, mask=i < count, other=0)
+    row = tl.load(rows + start + i, mask=i < count, other=0).to(tl.int64)
+    other = tl.load(others + start + i, mask=i < count, other=0).to(tl.int64)
     inside = (i < count)[:, None] & (d < D)[None, :]
     x = tl.load(encoder + row[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
     x += tl.load(predictor + other[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -116,7 +116,7 @@ def logit_gradient_kernel(
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     v = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     real = i < count
-    node = tl.load(nodes + i, mask=real, other=0)
+    node = tl.load(nodes + i, mask=real, other=0).to(tl.int64)
     set_of_symbols = (node if PER_FRAME else node // W // T * W + node % W) * K
     gamma = tl.zeros((ROWS,), tl.float32)
     for k in tl.static_range(K):
@@ -156,8 +156,8 @@ def sum_kernel(
     end = tl.load(starts + number + 1)
     for first in range(tl.load(starts + number), end, NODES):
         i = first + tl.arange(0, NODES)
-        node = tl.load(order + i, mask=i < end, other=0)
-        yours = tl.load(others + node, mask=i < end, other=0)
+        node = tl.load(order + i, mask=i < end, other=0).to(tl.int64)
+        yours = tl.load(others + node, mask=i < end, other=0).to(tl.int64)
         inside = (i < end)[:, None] & (d < D)[None, :]
         x = tl.load(other + yours[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         x = _activation(mine[None, :] + x, TANH)

@@ -17,7 +17,7 @@ SKIP_BELOW = 1e-8
 """Default of `skip_below`; README.md has the evidence."""
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def fused_rnnt_loss(
     encoder: Tensor,
     predictor: Tensor,
@@ -82,7 +82,7 @@ def fused_rnnt_loss(
         alignment=alignment,
         alignment_band=alignment_band,
     )
-    lattice, chosen = problem.lattice, dispatch.choose(backend, encoder.device)
+    lattice, chosen = problem.lattice, dispatch.choose(backend, encoder)
     scores = joiner_scores(
         encoder,
         predictor,

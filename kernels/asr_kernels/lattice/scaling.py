@@ -10,7 +10,7 @@ down, to zero. So their totals are bounds of the sum P of all paths, and posteri
 
 Where both are equal (`sure`), nothing was lost that counts; elsewhere logarithms have to be taken. The floor
 is high enough for probabilities of moves up to LARGEST: until the next renormalisation what was lost, at
-most 1e-308, grows by LARGEST^16 = 1e6, and by 1e20 with a dozen moves into a node.
+most 1e-304, grows by LARGEST^16 = 1e6, and by 1e20 with a dozen moves into a node.
 """
 
 from __future__ import annotations

@@ -123,8 +123,10 @@ def multi_blank(durations: Sequence[int] = (2, 4), sigma: float = 0.0) -> Topolo
 
     Raises ValueError unless the durations are distinct and above 1 and sigma is finite and not negative.
     """
-    if not durations or len(set(durations)) < len(durations) or min(durations) < 2:
-        raise ValueError(f"expected distinct durations of big blanks above 1, found {tuple(durations)}")
+    if not _distinct(durations) or min(durations) < 2:
+        raise ValueError(
+            f"expected distinct integer durations of big blanks above 1, found {tuple(durations)}"
+        )
     _check_sigma(sigma)
     big = (Arc(BIG_BLANK, 2 + i, frames) for i, frames in enumerate(durations))
     return Topology("multi_blank", (*RNNT.arcs, *big), big_blanks=len(durations), sigma=sigma)
@@ -136,13 +138,21 @@ def tdt(durations: Sequence[int] = (0, 1, 2, 3, 4), sigma: float = 0.0) -> Topol
     As in NeMo, blank with duration 0 does not exist and the last symbol is a blank.
     Raises ValueError unless the durations are distinct and not negative, with one above 0, and sigma is fit.
     """
-    if not durations or len(set(durations)) < len(durations) or min(durations) < 0 or max(durations) < 1:
-        raise ValueError(f"expected distinct durations from 0 with one above it, found {tuple(durations)}")
+    if not _distinct(durations) or min(durations) < 0 or max(durations) < 1:
+        raise ValueError(
+            f"expected distinct integer durations from 0 with one above it, found {tuple(durations)}"
+        )
     _check_sigma(sigma)
     each = [(2 + i, frames) for i, frames in enumerate(durations)]
     arcs = [Arc(BLANK, 0, frames, duration) for duration, frames in each if frames > 0]
     arcs += [Arc(LABEL, 1, frames, duration) for duration, frames in each]
     return Topology("tdt", tuple(arcs), durations=len(durations), sigma=sigma, ends_with_blank=True)
+
+
+def _distinct(durations: Sequence[int]) -> bool:
+    """Whether these are one or more integers, each of them once."""
+    integers = all(isinstance(each, int) for each in durations)
+    return integers and 0 < len(set(durations)) == len(durations)
 
 
 def _check_sigma(sigma: float) -> None:

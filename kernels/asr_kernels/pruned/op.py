@@ -34,7 +34,7 @@ class SimpleLoss(NamedTuple):
     """(B, T, U+1): probability that frame t ends with u labels out. No gradient."""
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def simple_rnnt_loss(
     am: Tensor,
     lm: Tensor,
@@ -109,7 +109,7 @@ def simple_rnnt_loss(
         am, lm = am.to(checks.loss_dtype(am)), lm.to(checks.loss_dtype(am))
         losses, label, by_blank = k2.simple_loss(am, lm, lattice, problem.blank, am_scale, lm_scale)
         return SimpleLoss(checks.reduced(losses, reduction), label, by_blank)
-    chosen = dispatch.choose(backend, am.device, also=k2.NAME)
+    chosen = dispatch.choose(backend, am, others=(k2.NAME,))
     nodes = Nodes(lattice.frames, lattice.labels, lm.shape[1])
     dtype = checks.loss_dtype(am)
     by_backend = reference.simple_scores if chosen == "reference" else simple_scores
@@ -125,7 +125,7 @@ def simple_rnnt_loss(
     )
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def pruning_bounds(
     label_occupation: Tensor,
     blank_occupation: Tensor,
@@ -146,7 +146,7 @@ def pruning_bounds(
         blank_occupation: (B, T, U+1) likewise.
         logit_lengths: (B,) int32 or int64, frames of each utterance.
         target_lengths: (B,) int32 or int64, labels of each utterance.
-        S: positions to keep, at least 1 (2 where there are labels); reduced to U+1 where it is larger.
+        S: positions to keep, at least 1 (no path has labels with 1); reduced to U+1 where it is larger.
 
     Raises:
         ValueError: a shape, dtype, length or S that does not fit.
@@ -158,15 +158,15 @@ def pruning_bounds(
     checks.floats("label_occupation", label_occupation, f"({B}, {T}, {width - 1})", (B, T, width - 1))
     checks.integers("logit_lengths", logit_lengths, (B,))
     checks.integers("target_lengths", target_lengths, (B,))
-    if S < 1:
-        raise ValueError(f"expected S of at least 1, found {S}")
+    if not isinstance(S, int) or S < 1:
+        raise ValueError(f"expected S, an integer of at least 1, found {S}")
     frames = checks.lengths("logit_lengths", logit_lengths, T)
     labels = checks.lengths("target_lengths", target_lengths, width - 1)
     S = min(S, width)
     if backend == k2.NAME:
         occupations = label_occupation.detach(), blank_occupation.detach()
         return k2.bounds(*occupations, frames, labels, S)
-    chosen = dispatch.choose(backend, blank_occupation.device, also=k2.NAME)
+    chosen = dispatch.choose(backend, blank_occupation, others=(k2.NAME,))
     occupation = blank_occupation.detach().clone()
     occupation[:, :, :-1] += label_occupation.detach()
     valid = Nodes(frames, labels, width).valid(T, occupation.device)
@@ -175,7 +175,7 @@ def pruning_bounds(
     return first[..., None] + torch.arange(S, device=first.device)
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def pruned_rnnt_loss(
     logits: Tensor,
     targets: Tensor,
@@ -234,13 +234,13 @@ def pruned_rnnt_loss(
     band = _band(ranges, problem, (B, T, S), logits.device)
     if backend == k2.NAME:
         return checks.reduced(_by_k2(logits, band, problem), reduction)
-    chosen = dispatch.choose(backend, logits.device, also=k2.NAME)
+    chosen = dispatch.choose(backend, logits, others=(k2.NAME,))
     scores = symbol_scores(logits, band.symbols, band.nodes, problem.vocab, chosen)
     losses = lattice_loss(_whole(scores, band, U), problem.lattice, chosen)
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def fused_pruned_rnnt_loss(
     encoder: Tensor,
     predictor: Tensor,
@@ -285,12 +285,20 @@ def fused_pruned_rnnt_loss(
     )
     band = _band(ranges, problem, (B, T, ranges.shape[-1]), encoder.device)
     if backend == k2.NAME:
+        # What stands beyond the lengths must not reach the weights; half precision is computed in float32.
+        whole = band.nodes._replace(width=U + 1, first=None)
+        heard, spoken = reference.within(encoder, predictor, whole)
+        dtype = checks.loss_dtype(encoder)
+        encoder, predictor = (
+            torch.where(valid, x, 0.0).to(dtype) for x, valid in ((encoder, heard), (predictor, spoken))
+        )
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         rows = predictor[torch.arange(B, device=encoder.device)[:, None, None], band.ranges]
         hidden = encoder[:, :, None] + rows
         hidden = hidden.tanh() if activation == "tanh" else hidden.relu()
         losses = _by_k2(functional.linear(hidden, weight, bias), band, problem)
         return checks.reduced(losses, reduction)
-    chosen = dispatch.choose(backend, encoder.device, also=k2.NAME)
+    chosen = dispatch.choose(backend, encoder, others=(k2.NAME,))
     scores = joiner_scores(
         encoder,
         predictor,

@@ -13,7 +13,7 @@ autograd's; what is smaller is left to autograd. In torch operations, so that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,8 @@ from asr_kernels.pruned.reference import log_mean, within
 
 # Where am and lm agree on no column, their product underflows. Sums below this are formed anew.
 _SUM_MIN = {torch.float32: 1e-25, torch.float64: 1e-280}
+# Elements of their logits at a time.
+_LOST = 1 << 21
 
 
 def simple_scores(
@@ -63,30 +65,29 @@ class _JointScores(torch.autograd.Function):
         (am_max, P), (lm_max, Q) = _relative(am, heard), _relative(lm, spoken)
         sums = P @ Q.transpose(1, 2)
         outside = ~(heard & spoken.transpose(1, 2))
-        lost = (~(outside | (sums > _SUM_MIN[sums.dtype]))).nonzero(as_tuple=True)
+        lost = ((sums <= _SUM_MIN[sums.dtype]) & ~outside).nonzero()
         norm = sums.log().add_(am_max).add_(lm_max.transpose(1, 2))
-        if len(lost[0]) > 0:
-            norm[lost] = _logits(am, lm, lost).logsumexp(dim=-1)
+        for (b, t, u), logits in _logits(am, lm, lost):
+            norm[b, t, u] = logits.logsumexp(dim=-1)
         blank, label = symbols[:, :1, 0], symbols[..., 1]
         scores = am.new_empty(*norm.shape, 2)
         torch.sub(_at(am, blank), norm, out=scores[..., 0])
         torch.sub(_at(am, label), norm, out=scores[..., 1])
         scores += lm.gather(-1, symbols)[:, None]
-        ctx.save_for_backward(am, lm, symbols, P, Q, sums, outside, *lost)
+        ctx.save_for_backward(am, lm, symbols, P, Q, sums, outside, lost)
         return scores.masked_fill_(outside[..., None], 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        am, lm, symbols, P, Q, sums, outside, *lost = ctx.saved_tensors
-        with torch.no_grad():
+        am, lm, symbols, P, Q, sums, outside, lost = ctx.saved_tensors
+        with torch.no_grad(), torch.autocast(am.device.type, enabled=False):
             own = grad_scores.masked_fill(outside[..., None], 0.0)
             gamma = -own.sum(dim=-1)
             W = torch.div(gamma, sums).masked_fill_(outside, 0.0)
-            W[tuple(lost)] = 0.0
+            W[lost.unbind(1)] = 0.0
             d_am, d_lm = (W @ Q).mul_(P), (W.transpose(1, 2) @ P).mul_(Q)
-            if len(lost[0]) > 0:
-                (b, t, u), by_logits = lost, _logits(am, lm, lost).softmax(dim=-1)
-                by_logits *= gamma[b, t, u][:, None]
+            for (b, t, u), logits in _logits(am, lm, lost):
+                by_logits = logits.softmax(dim=-1).mul_(gamma[b, t, u][:, None])
                 d_am.index_put_((b, t), by_logits, accumulate=True)
                 d_lm.index_put_((b, u), by_logits, accumulate=True)
             blank, label = (
@@ -112,7 +113,8 @@ def _at(am: Tensor, columns: Tensor) -> Tensor:
     return am.gather(-1, columns[:, None].expand(-1, am.shape[1], -1))
 
 
-def _logits(am: Tensor, lm: Tensor, nodes: Sequence[Tensor]) -> Tensor:
-    """(n, V) at the nodes b, t, u (n,) each."""
-    b, t, u = nodes
-    return am[b, t] + lm[b, u]
+def _logits(am: Tensor, lm: Tensor, nodes: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Some of the nodes (n, 3), as b, t and u, and their logits (n', V); then the next ones."""
+    for some in torch.split(nodes, max(1, _LOST // am.shape[-1])):
+        b, t, u = some.unbind(1)
+        yield (b, t, u), am[b, t] + lm[b, u]

@@ -15,7 +15,7 @@ from asr_kernels.nodes import Nodes
 from asr_kernels.rnnt.function import symbol_scores
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def rnnt_loss(
     logits: Tensor,
     targets: Tensor,
@@ -40,7 +40,8 @@ def rnnt_loss(
         logits: (B, T, U+1, V) float32, float64, bfloat16 or float16, any strides. Not modified. V counts the
             `topology.extra_columns` at the end, if there are any.
         targets: (B, U) int32 or int64; what stands beyond `target_lengths` is ignored, whatever it is.
-        logit_lengths: (B,) int32 or int64, frames of each utterance. If on the CPU, no GPU is waited for.
+        logit_lengths: (B,) int32 or int64, frames of each utterance. With targets and both lengths on
+            the CPU, no GPU is waited for.
         target_lengths: (B,) int32 or int64, labels of each utterance.
         blank: id of blank in [-V, V), without the extra columns; negative counts from the end.
         topology: which paths there are: RNNT, MONOTONIC, CTC, tdt(...) or multi_blank(...).
@@ -76,12 +77,12 @@ def rnnt_loss(
         alignment=alignment,
         alignment_band=alignment_band,
     )
-    chosen = dispatch.choose(backend, logits.device)
+    chosen = dispatch.choose(backend, logits)
     losses = lattice_loss(_scores(logits, problem, chosen), problem.lattice, chosen)
     return checks.reduced(losses.to(checks.loss_dtype(logits)), reduction)
 
 
-@dispatch.on_its_device
+@dispatch.entry_point
 def align(
     logits: Tensor,
     targets: Tensor,
@@ -110,7 +111,7 @@ def align(
         alignment=alignment,
         alignment_band=alignment_band,
     )
-    chosen = dispatch.choose(backend, logits.device)
+    chosen = dispatch.choose(backend, logits)
     found = best_alignment(_scores(logits.detach(), problem, chosen), problem.lattice, chosen)
     return found._replace(score=found.score.to(checks.loss_dtype(logits)))
 

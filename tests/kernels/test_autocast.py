@@ -1,0 +1,71 @@
+"""Mixed precision: the losses take what autocast made of their inputs and compute as without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, agree, am_and_lm, run, uneven
+from torch import Tensor
+
+import asr_kernels
+
+V, D, S = 11, 8, 3
+BATCH = uneven(3, 12, 5, V)
+
+
+def joiner(case: Case) -> list[Tensor]:
+    """Outputs of encoder and predictor, weight and bias."""
+    rng = torch.Generator().manual_seed(1)
+    B, T, width, columns = case.logits.shape
+    shapes = [(B, T, D), (B, width, D), (columns, D), (columns,)]
+    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+
+
+def ranges(case: Case) -> Tensor:
+    found = asr_kernels.simple_rnnt_loss(*am_and_lm(case), *case[1:])
+    return asr_kernels.pruning_bounds(*found[1:], *case[2:], S)
+
+
+OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {
+    "rnnt": (lambda case: [case.logits], lambda case, x, **k: asr_kernels.rnnt_loss(x, *case[1:], **k)),
+    "ctc": (
+        lambda case: [case.logits[:, :, 0]],
+        lambda case, x, **k: asr_kernels.ctc_loss(x, *case[1:], **k),
+    ),
+    "fused": (joiner, lambda case, *x, **k: asr_kernels.fused_rnnt_loss(*x, *case[1:], **k)),
+    "simple": (
+        lambda case: list(am_and_lm(case)),
+        lambda case, *x, **k: asr_kernels.simple_rnnt_loss(*x, *case[1:], am_scale=0.1, **k).loss,
+    ),
+    "pruned": (
+        lambda case: [case.logits[:, :, :S]],
+        lambda case, x, **k: asr_kernels.pruned_rnnt_loss(x, case.targets, ranges(case), *case[2:], **k),
+    ),
+    "fused pruned": (
+        joiner,
+        lambda case, *x, **k: asr_kernels.fused_pruned_rnnt_loss(
+            *x, case.targets, ranges(case), *case[2:], **k
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype, backend: str) -> None:
+    inputs, op = OPS[name]
+
+    def under_autocast(*x: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return op(BATCH, *x, backend=backend)
+
+    rounded = [x.to(dtype) for x in inputs(BATCH)]
+    without = run(lambda *x: op(BATCH, *x, backend=backend), rounded, dtype)
+    agree(run(under_autocast, rounded, dtype), without, 1e-6)
+    if backend == "cpu":
+        with torch.autocast("cpu", torch.bfloat16):  # the backward too, which PyTorch advises against
+            agree(run(under_autocast, rounded, dtype), without, 1e-6)
