@@ -97,9 +97,15 @@ class Transducer(nn.Module):
         """Whether there is a predictor and a joiner to decode with."""
         return hasattr(self, "joiner")
 
-    def encode(self, features: Tensor, feature_lengths: Tensor, state: Any = None) -> EncoderOutput:
-        """Normalise and encode (B, T, D) features: whole utterances, or chunks if a state is given."""
-        out: EncoderOutput = self.encoder(self.norm(features), feature_lengths, state)
+    def encode(
+        self, features: Tensor, feature_lengths: Tensor, state: Any = None, step: int | None = None
+    ) -> EncoderOutput:
+        """Normalise and encode (B, T, D) features: whole utterances, or chunks if a state is given.
+
+        `step` is the optimiser step in training, for what warms up; None is after that.
+        """
+        encoder = self.encoder.at_step(step) if self.training else self.encoder
+        out: EncoderOutput = encoder(self.norm(features), feature_lengths, state)
         return out
 
     def losses(

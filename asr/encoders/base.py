@@ -48,6 +48,7 @@ class Encoder(nn.Module, ABC):
     frame_shift_s: float
     """Seconds per feature frame."""
     why_not_streaming: ClassVar[str] = "it sees the whole utterance"
+    what_would_stream = "transcribe whole recordings with it, or train a streaming configuration"
 
     @property
     def chunk_frames(self) -> int:
@@ -112,12 +113,18 @@ class Encoder(nn.Module, ABC):
         """
         raise ConfigError("this encoder has the latency that it was trained with and no other: choose none")
 
+    def at_step(self, step: int | None) -> Encoder:
+        """What the next batch of training goes through: the same network, maybe in another of its modes.
+
+        `step` is the optimiser step, for what warms up; None is after that.
+        """
+        return self
+
     def require_streaming(self) -> None:
         """Raise StreamingError with the reason if this encoder cannot stream."""
         if not self.streaming:
             raise StreamingError(
-                f"this encoder cannot stream: {self.why_not_streaming}; "
-                "transcribe whole recordings with it, or train a streaming configuration"
+                f"this encoder cannot stream: {self.why_not_streaming}; {self.what_would_stream}"
             )
 
     input_dim: int

@@ -50,6 +50,9 @@ class ChunkedEncoderConfig(Config):
     dropout: float = Field(0.1, ge=0, lt=1)
     contexts: tuple[ContextConfig, ...] = Field((ContextConfig(),), min_length=1)
     """Training draws one for each batch; the first is that of dev and of use, unless another is chosen."""
+    context_warmup_steps: int = Field(500, ge=0)
+    """Optimiser steps with the first context alone. Where frames may see all or little from the start, what
+    is heard where is settled far later (measured in egs/digits/README.md)."""
     lookahead: int = Field(0, ge=0, le=64)
     """Encoder frames of future context, through a convolution before the stack."""
     pool_after: tuple[int, ...] = ()
@@ -176,6 +179,16 @@ class ChunkedEncoder(Encoder):
         return self.context.streaming
 
     @property
+    def what_would_stream(self) -> str:  # type: ignore[override]
+        """What to do where this cannot stream."""
+        frame_ms = 1000 * self.entrance * self.frame_shift_s
+        chunks = [context.chunk or 0 for context in self.config.contexts if context.streaming]
+        if not chunks:
+            return super().what_would_stream
+        latencies = ", ".join(f"{frame_ms * chunk:g}" for chunk in chunks)
+        return f"choose one of its latencies, {latencies} ms (--latency {frame_ms * chunks[0]:g})"
+
+    @property
     def chunk_frames(self) -> int:
         """Feature frames that are heard before the first output of a chunk."""
         return self.entrance * (self.context.chunk or 1)
@@ -214,6 +227,13 @@ class ChunkedEncoder(Encoder):
             left_s = max(trained, default=0) * frame_s
         left_chunks = math.ceil(left_s / (chunk * frame_s) - 1e-6)
         return self.with_context(ContextConfig(chunk=chunk, left_chunks=left_chunks))
+
+    def at_step(self, step: int | None) -> Self:
+        """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew."""
+        contexts = self.config.contexts
+        if len(contexts) == 1 or (step is not None and step < self.config.context_warmup_steps):
+            return self
+        return self.with_context(contexts[int(torch.randint(len(contexts), ()))])
 
     def encode(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EncoderOutput:
         """See Encoder.forward."""
@@ -274,12 +294,9 @@ class ChunkedEncoder(Encoder):
 
     def _whole(self, x: Tensor, lengths: Tensor) -> _Passed:
         """Whole signals, with the mask of the context."""
-        context, contexts = self.context, self.config.contexts
-        if self.training and len(contexts) > 1:
-            context = contexts[int(torch.randint(len(contexts), ()))]
 
         def seen(x: Tensor, lengths: Tensor, pooling: int) -> Seen:
-            valid, here = padding_mask(lengths, x.shape[1]), context.pooled(pooling)
+            valid, here = padding_mask(lengths, x.shape[1]), self.context.pooled(pooling)
             mask = valid[:, None]
             if here.chunk is not None:
                 mask = mask & here.mask(x.shape[1], x.device)

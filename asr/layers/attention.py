@@ -9,6 +9,8 @@ rotary     q and k are rotated by their position: q_i k_j depends on i - j (Su e
 relative   (q_i + u) k_j + (q_i + v) W_p r_{i-j}, r sinusoids of the distance, u and v learnt (Dai et al.
            2019, Transformer-XL; Gulati et al. 2020, Conformer).
 
+Dropout acts on what attention gives and not on its weights, which the fast kernels never store.
+
 A chunk attends to the keys of the chunks before it, which are kept unrotated, and to itself; offline is one
 large chunk with a mask.
 """
@@ -96,7 +98,8 @@ class SelfAttention(nn.Module):
         """Queries, keys and values (B, T, heads, dim / heads) of x (B, T, dim)."""
         shape = *x.shape[:2], 3, self.heads, x.shape[2] // self.heads
         q, k, v = self.qkv(self.norm(x)).view(shape).unbind(2)
-        return q, k, v
+        # The backward needs v; as a view it would keep what q and k were before their rotation.
+        return q, k, v.contiguous() if torch.is_grad_enabled() else v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, where: Positions) -> Tensor:
         """(B, T, dim) from T queries, the last of which stands beside the last of the keys; mask as above."""
@@ -113,7 +116,6 @@ class SelfAttention(nn.Module):
             k.transpose(1, 2),
             v.transpose(1, 2),
             attn_mask=bias,
-            dropout_p=self.dropout.p if self.training else 0.0,
         )
         y = y.transpose(1, 2).reshape(len(y), T, self.out.in_features)
         out: Tensor = self.dropout(self.out(y))

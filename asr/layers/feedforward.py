@@ -22,6 +22,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the module docstring."""
-        hidden = self.dropout(functional.silu(self.up(self.norm(x)), inplace=True))
+        hidden = self.dropout(functional.silu(self.up(self.norm(x))))
         y: Tensor = self.dropout(self.down(hidden))
         return y

@@ -38,7 +38,7 @@ def train_batch(
 ) -> BatchResult:
     """Add the gradients of the mean loss per label of `batch`, times `share`, to the network's.
 
-    `step` is the optimiser step, for criteria that warm up.
+    `step` is the optimiser step, for what warms up.
     """
     device = next(network.parameters()).device
     features, lengths, targets, target_lengths = (
@@ -47,7 +47,7 @@ def train_batch(
     )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with clock("encoder"), autocast:
-        encoded = network.encode(features, lengths)
+        encoded = network.encode(features, lengths, step=step)
     boundary = encoded.y.detach().requires_grad_()
     with clock("loss"):
         with autocast:

@@ -39,6 +39,6 @@ def conformer() -> Recipe:
         update={
             "name": "digits Conformer transducer, every latency",
             "network": base.network.model_copy(update={"encoder": encoder}),
-            "optimizer": OptimizerConfig(lr=2e-3, warmup_steps=200),
+            "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=200),
         }
     )

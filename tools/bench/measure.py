@@ -1,4 +1,4 @@
-"""How the benchmarks of losses measure, and the peers that several of them have."""
+"""How the benchmarks measure, and the peers that several of them have."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def turns(losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], repe
     for _ in range(repeats):
         for loss, found in zip(losses, times, strict=True):
             found.append(seconds(loss, inputs, 1))
+    return [statistics.median(found) for found in times]
+
+
+def in_turn(repeats: int, *contestants: Callable[[], object]) -> list[float]:
+    """Median seconds of calls of each, measured in turn; two calls each warm up."""
+    times: list[list[float]] = [[] for _ in contestants]
+    for repeat in range(repeats + 2):
+        for contestant, found in zip(contestants, times, strict=True):
+            start = time.perf_counter()
+            contestant()
+            if repeat >= 2:
+                found.append(time.perf_counter() - start)
     return [statistics.median(found) for found in times]
 
 

@@ -1,0 +1,136 @@
+"""Encoders that attend: what is refused, the contexts of training, and memory that is given up for time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr.encoders import ConformerEncoder, ConformerEncoderConfig, TransformerEncoderConfig, build_encoder
+from asr.errors import ConfigError, StreamingError
+from asr.layers.context import ContextConfig
+from asr.layers.subsampling import SubsamplingConfig
+
+BINS = 6
+STREAMS = (ContextConfig(chunk=6, left_chunks=2), ContextConfig(chunk=2, left_chunks=4))
+
+
+def build(**options: Any) -> ConformerEncoder:
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "heads": 2, "layers": 3, "kernel": 5, "subsampling": SubsamplingConfig(channels=8)}
+    encoder = build_encoder(ConformerEncoderConfig(**{**sizes, **options}), BINS, 0.01)
+    assert isinstance(encoder, ConformerEncoder)
+    return encoder
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(3, 90, BINS, generator=torch.Generator().manual_seed(1)), torch.tensor([90, 61, 30])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 18, "heads": 4}, "dim 18 is not an even multiple of heads 4: set dim or heads"),
+        ({"kernel": 8}, "expected an odd kernel: 9 would do"),
+        ({"pool_after": (3,)}, r"expected layers from 1 to 2 in pool_after, each once, found \(3,\)"),
+        ({"pool_after": (1, 1)}, "each once"),
+        (
+            {"contexts": (ContextConfig(chunk=6, left_chunks=1),), "pool_after": (1, 2)},
+            "chunk 6 is not a multiple of 4, by which the frames are pooled: 8 would do",
+        ),
+        (
+            {"lookahead": 2},
+            "lookahead is for chunks, and full context sees all: set lookahead to 0, or every",
+        ),
+        ({"lookahead": 2, "contexts": (*STREAMS, ContextConfig())}, "set lookahead to 0, or every chunk"),
+        ({"contexts": ()}, "at least 1 item"),
+    ],
+)
+def test_refused_configurations(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_history_without_chunks_is_refused() -> None:
+    with pytest.raises(ValueError, match="set chunk, or left_chunks to None"):
+        ContextConfig(left_chunks=3)
+
+
+def test_refused_contexts_of_a_built_encoder() -> None:
+    with pytest.raises(ConfigError, match="this network has a lookahead, which is for chunks"):
+        build(contexts=STREAMS, lookahead=1).with_context(ContextConfig())
+    with pytest.raises(ConfigError, match=r"chunk 3 is not a multiple of 2.*4 would do"):
+        build(contexts=STREAMS, pool_after=(1,)).with_context(ContextConfig(chunk=3, left_chunks=1))
+
+
+def test_full_context_asked_to_stream_says_what_would() -> None:
+    several = build(contexts=(ContextConfig(), *STREAMS))
+    with pytest.raises(StreamingError, match=r"choose one of its latencies, 240, 80 ms \(--latency 240\)"):
+        several.initial_state(1)
+    several.with_latency(0.24).initial_state(1)
+    with pytest.raises(StreamingError, match="its context is the whole utterance; transcribe whole"):
+        build().initial_state(1)
+    unbounded = build(contexts=(ContextConfig(chunk=4),))
+    with pytest.raises(StreamingError, match="cannot stream"):
+        unbounded.initial_state(1)
+
+
+def test_training_warms_up_with_the_first_context_and_then_draws() -> None:
+    contexts = (*STREAMS, ContextConfig())
+    encoder = build(contexts=contexts, context_warmup_steps=10)
+    assert {encoder.at_step(step).context for step in range(10) for _ in range(10)} == {contexts[0]}
+    drawn = [encoder.at_step(10 + step).context for step in range(60)]
+    assert all(12 <= drawn.count(context) <= 30 for context in contexts)
+    assert {encoder.at_step(None).context for _ in range(60)} == set(contexts)
+    assert encoder.context == contexts[0]
+    # what is drawn shares its weights
+    drawn_encoder = encoder.at_step(None)
+    assert all(a is b for a, b in zip(drawn_encoder.parameters(), encoder.parameters(), strict=True))
+
+
+def test_use_has_the_first_context() -> None:
+    x, lengths = batch()
+    several = build(contexts=(*STREAMS, ContextConfig())).eval()
+    alone = build(contexts=STREAMS[:1]).eval()
+    torch.testing.assert_close(several(x, lengths).y, alone(x, lengths).y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("context", [ContextConfig(), STREAMS[0]])
+def test_checkpointing_changes_no_gradient(context: ContextConfig) -> None:
+    x, lengths = batch()
+    found = []
+    for checkpointing in (False, True):
+        encoder = build(contexts=(context,), checkpointing=checkpointing, dropout=0.3).train()
+        torch.manual_seed(3)
+        y, y_lengths, _ = encoder(x, lengths)
+        valid = torch.arange(y.shape[1]) < y_lengths[:, None]
+        y[valid].square().sum().backward()
+        found.append([parameter.grad for parameter in encoder.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_bfloat16_is_near(positions: str) -> None:
+    x, lengths = batch()
+    encoder = build(positions=positions, contexts=STREAMS).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = encoder(x, lengths).y
+    y.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
+    encoder.eval()
+    with torch.inference_mode():
+        exact = encoder(x, lengths).y
+        with torch.autocast("cpu", torch.bfloat16):
+            near = encoder(x, lengths).y.float()
+    assert float((near - exact)[0].abs().max()) < 0.1
+
+
+def test_a_transformer_transducer_has_its_context_in_its_layers() -> None:
+    config = TransformerEncoderConfig(dim=16, heads=2, layers=3, left=4, right=1)
+    encoder = build_encoder(config, BINS, 0.01)
+    assert encoder.streaming
+    with pytest.raises(ConfigError, match="the latency that it was trained with"):
+        encoder.with_latency(0.24)

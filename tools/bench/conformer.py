@@ -1,0 +1,195 @@
+"""The Conformer: a training step beside torchaudio's, and a step of live streams on one thread.
+
+    python tools/bench/conformer.py                     # both
+    python tools/bench/conformer.py --only streaming --profile
+
+Training: full context, forward and backward of the sum of squares, from features (8, 1200, 80) of uneven
+lengths, torch's threads as they are. The peer is torchaudio.models.Conformer of the same width, depth, heads
+and kernel behind the same subsampling; it has no positions, batch normalisation where ours has layer
+normalisation, and dropout on the attention weights too. The contestants take turns; memory is the peak
+resident size of one step above the size before it.
+
+Streaming: chunks of 320 ms with 2.56 s of history, features in, encoder frames out; the real-time factor is
+that of one session. Before it is timed, chunks must give what the whole gives, to 1e-4. The peer is
+torchaudio.models.Emformer of about the same number of parameters, on segments of the same length and history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from measure import extra_memory, in_turn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torchaudio.models import Conformer, Emformer
+
+from asr.encoders import ConformerEncoderConfig, build_encoder
+from asr.encoders.base import Encoder
+from asr.layers.context import ContextConfig
+from asr.layers.subsampling import Subsampling, SubsamplingConfig
+
+BINS, SHIFT_S = 80, 0.01
+LIVE = ContextConfig(chunk=8, left_chunks=8)
+CHUNK_S = 0.32
+
+
+class Peer(nn.Module):
+    """torchaudio's Conformer behind our subsampling."""
+
+    def __init__(self, config: ConformerEncoderConfig) -> None:
+        super().__init__()
+        self.subsample = Subsampling(config.subsampling, BINS, config.dim)
+        self.conformer = Conformer(
+            config.dim,
+            config.heads,
+            config.expansion * config.dim,
+            config.layers,
+            config.kernel,
+            dropout=config.dropout,
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y, lengths, _ = self.subsample(x, lengths, None)
+        return self.conformer(y[:, : int(lengths.max())], lengths)[0]
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(x.numel() for x in module.parameters())
+
+
+def training(repeats: int) -> None:
+    print(f"training step, {torch.get_num_threads()} threads")
+    x, lengths = torch.randn(8, 1200, BINS), torch.linspace(700, 1200, 8).long()
+    for dim, layers, kernel, dropout in ((144, 16, 31, 0.1), (256, 8, 15, 0.1), (256, 8, 15, 0.0)):
+        config = ConformerEncoderConfig(
+            dim=dim,
+            heads=4,
+            layers=layers,
+            kernel=kernel,
+            dropout=dropout,
+            subsampling=SubsamplingConfig(channels=dim),
+        )
+        torch.manual_seed(0)
+        ours, peer = build_encoder(config, BINS, SHIFT_S), Peer(config)
+        contestants = {
+            "ours": (ours, lambda ours=ours: ours(x, lengths).y),
+            "torchaudio": (peer, lambda peer=peer: peer(x, lengths)),
+        }
+        sizes = [parameters(module) for module, _ in contestants.values()]
+        assert abs(sizes[0] / sizes[1] - 1) < 0.02, sizes
+        times = in_turn(repeats, *(step(*contestant) for contestant in contestants.values()))
+        memory = [
+            extra_memory(lambda run=run: run().square().sum(), list(module.parameters()), 3)
+            for module, run in contestants.values()
+        ]
+        print(
+            f"  width {dim}, {layers} layers, kernel {kernel}, dropout {dropout:g}, "
+            f"{sizes[0] / 1e6:.1f} M parameters"
+        )
+        for name, seconds, size in zip(contestants, times, memory, strict=True):
+            print(f"    {name:<11}{seconds:7.3f} s  {size / 1e6:6.0f} MB")
+        print(f"    ours takes {times[0] / times[1]:.2f}x the time, {memory[0] / memory[1]:.2f}x the memory")
+
+
+def step(module: nn.Module, run: Callable[[], Tensor]) -> Callable[[], None]:
+    def once() -> None:
+        module.zero_grad(set_to_none=True)
+        run().square().sum().backward()
+
+    return once
+
+
+def live_model() -> Encoder:
+    config = ConformerEncoderConfig(
+        dim=320, heads=8, layers=12, kernel=9, contexts=(LIVE,), subsampling=SubsamplingConfig(channels=320)
+    )
+    torch.manual_seed(0)
+    return build_encoder(config, BINS, SHIFT_S).eval()
+
+
+@torch.inference_mode()
+def streaming(repeats: int, profiled: bool) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    encoder = live_model()
+    emformer = Emformer(320, 8, 1280, 21, LIVE.chunk, left_context_length=LIVE.history).eval()
+    print(
+        f"streaming step, 1 thread, chunks of {1000 * CHUNK_S:.0f} ms, "
+        f"{parameters(encoder) / 1e6:.1f} M parameters (Emformer {parameters(emformer) / 1e6:.1f} M)"
+    )
+    agree(encoder)
+    for batch in (1, 8):
+        times = chunk_times(encoder, batch, repeats)
+        seconds = statistics.median(times)
+        late = sorted(times)[int(0.95 * len(times))]
+        peer = statistics.median(emformer_times(emformer, batch, repeats))
+        print(
+            f"  batch {batch}: {1000 * seconds:5.1f} ms per chunk (95 % within {1000 * late:.1f}), real-time "
+            f"factor of a session {seconds / CHUNK_S / batch:.3f}; Emformer {1000 * peer:.1f} ms"
+        )
+    if profiled:
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            chunk_times(encoder, 1, 20)
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    torch.set_num_threads(threads)
+
+
+def agree(encoder: Encoder) -> None:
+    """Exits unless chunks give the whole."""
+    x = torch.randn(1, 320, BINS)
+    length = torch.tensor([x.shape[1]])
+    whole, state, parts = encoder(x, length).y, encoder.initial_state(1), []
+    for part in x.split(32, dim=1):
+        y, _, state = encoder(part, torch.tensor([part.shape[1]]), state)
+        parts.append(y)
+    parts.append(encoder.flush(state).y)
+    error = float((torch.cat(parts, dim=1) - whole).abs().max())
+    if not error < 1e-4:
+        sys.exit(f"wrong: chunks differ from the whole by {error:.1e}")
+
+
+def chunk_times(encoder: Encoder, batch: int, chunks: int) -> list[float]:
+    """Seconds of each chunk, of streams that have heard their history."""
+    x, lengths = torch.randn(batch, 32, BINS), torch.full((batch,), 32)
+    state, times = encoder.initial_state(batch), []
+    for number in range(chunks + 12):
+        start = time.perf_counter()
+        y, _, state = encoder(x, lengths, state)
+        if number >= 12:
+            assert y.shape[1] == LIVE.chunk
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def emformer_times(emformer: Emformer, batch: int, chunks: int) -> list[float]:
+    x, lengths = torch.randn(batch, LIVE.chunk, 320), torch.full((batch,), LIVE.chunk)
+    state, times = None, []
+    for number in range(chunks + 12):
+        start = time.perf_counter()
+        _, _, state = emformer.infer(x, lengths, state)
+        if number >= 12:
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=["training", "streaming"])
+    parser.add_argument("--repeats", type=int, default=5, help="training steps; ten times as many chunks")
+    parser.add_argument("--profile", action="store_true", help="where the time of a chunk goes")
+    arguments = parser.parse_args()
+    if arguments.only != "streaming":
+        training(arguments.repeats)
+    if arguments.only != "training":
+        streaming(10 * arguments.repeats, arguments.profile)
+
+
+if __name__ == "__main__":
+    main()
