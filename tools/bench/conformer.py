@@ -1,6 +1,6 @@
-"""The Conformer: a training step beside torchaudio's, and a step of live streams on one thread.
+"""The Conformer: training beside torchaudio's, live streams on one thread, memory of long utterances.
 
-    python tools/bench/conformer.py                     # both
+    python tools/bench/conformer.py                     # all three
     python tools/bench/conformer.py --only streaming --profile
 
 Training: full context, forward and backward of the sum of squares, from features (8, 1200, 80) of uneven
@@ -11,7 +11,11 @@ resident size of one step above the size before it.
 
 Streaming: chunks of 320 ms with 2.56 s of history, features in, encoder frames out; the real-time factor is
 that of one session. Before it is timed, chunks must give what the whole gives, to 1e-4. The peer is
-torchaudio.models.Emformer of about the same number of parameters, on segments of the same length and history.
+torchaudio.models.Emformer of about the same number of parameters, on segments of the same length and
+history.
+
+Memory: one training step of a transducer with the same encoder and 500 symbols on one long utterance, loss
+and gradients included, weights not.
 """
 
 from __future__ import annotations
@@ -21,17 +25,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from measure import extra_memory, in_turn
+from measure import extra_memory, in_turn, peak_above
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchaudio.models import Conformer, Emformer
 
+from asr.data.batches import Batch
 from asr.encoders import ConformerEncoderConfig, build_encoder
 from asr.encoders.base import Encoder
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import Subsampling, SubsamplingConfig
+from asr.train.metrics import Stopwatch
+from asr.train.step import train_batch
+from asr.transducer import Transducer, TransducerConfig
 
 BINS, SHIFT_S = 80, 0.01
 LIVE = ContextConfig(chunk=8, left_chunks=8)
@@ -104,19 +113,17 @@ def step(module: nn.Module, run: Callable[[], Tensor]) -> Callable[[], None]:
     return once
 
 
-def live_model() -> Encoder:
-    config = ConformerEncoderConfig(
-        dim=320, heads=8, layers=12, kernel=9, contexts=(LIVE,), subsampling=SubsamplingConfig(channels=320)
-    )
-    torch.manual_seed(0)
-    return build_encoder(config, BINS, SHIFT_S).eval()
+def of_30_million(**options: object) -> ConformerEncoderConfig:
+    subsampling = SubsamplingConfig(channels=320)
+    return ConformerEncoderConfig(dim=320, heads=8, layers=12, kernel=9, subsampling=subsampling, **options)
 
 
 @torch.inference_mode()
 def streaming(repeats: int, profiled: bool) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    encoder = live_model()
+    torch.manual_seed(0)
+    encoder = build_encoder(of_30_million(contexts=(LIVE,)), BINS, SHIFT_S).eval()
     emformer = Emformer(320, 8, 1280, 21, LIVE.chunk, left_context_length=LIVE.history).eval()
     print(
         f"streaming step, 1 thread, chunks of {1000 * CHUNK_S:.0f} ms, "
@@ -177,18 +184,52 @@ def emformer_times(emformer: Emformer, batch: int, chunks: int) -> list[float]:
     return times
 
 
+def memory() -> None:
+    print("peak memory of a training step on one utterance, MB, and its seconds")
+    for seconds, labels in ((10, 40), (30, 120), (60, 240)):
+        T = round(seconds / SHIFT_S)
+        batch = Batch(
+            ("long",),
+            torch.randn(1, T, BINS),
+            torch.tensor([T]),
+            ("",),
+            torch.randint(1, 500, (1, labels)),
+            torch.tensor([labels]),
+            float(seconds),
+        )
+        for precision in ("float32", "bfloat16"):
+            for checkpointing in (False, True):
+                torch.manual_seed(0)
+                encoder = of_30_million(checkpointing=checkpointing)
+                network = Transducer(TransducerConfig(encoder=encoder), BINS, 500, SHIFT_S).train()
+                train = partial(
+                    train_batch, network, batch, share=1.0, precision=precision, clock=Stopwatch()
+                )
+                train()
+                start = time.perf_counter()
+                train()
+                taken = time.perf_counter() - start
+                peak = statistics.median(peak_above(train, list(network.parameters())) for _ in range(3))
+                print(
+                    f"  {seconds:3} s, {precision:8} {'checkpointing' if checkpointing else 'all kept':13} "
+                    f"{peak / 1e6:6.0f} MB  {taken:5.2f} s"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["training", "streaming"])
+    parser.add_argument("--only", choices=["training", "streaming", "memory"])
     parser.add_argument("--repeats", type=int, default=5, help="training steps; ten times as many chunks")
     parser.add_argument("--profile", action="store_true", help="where the time of a chunk goes")
     arguments = parser.parse_args()
-    if arguments.only != "streaming":
+    if arguments.only in (None, "training"):
         training(arguments.repeats)
-    if arguments.only != "training":
+    if arguments.only in (None, "streaming"):
         streaming(10 * arguments.repeats, arguments.profile)
+    if arguments.only in (None, "memory"):
+        memory()
 
 
 if __name__ == "__main__":

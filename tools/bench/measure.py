@@ -53,17 +53,18 @@ def extra_memory(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: 
 
     How much of what a call has freed it can use again depends on what others have left in the heap.
     """
-    return statistics.median(_extra_memory_once(loss, inputs) for _ in range(repeats))
+    return statistics.median(peak_above(lambda: loss().backward(), inputs) for _ in range(repeats))
 
 
-def _extra_memory_once(loss: Callable[[], Tensor], inputs: Sequence[Tensor]) -> int:
+def peak_above(call: Callable[[], object], inputs: Sequence[Tensor]) -> int:
+    """Peak resident bytes of a call above those before it; the gradients of `inputs` are dropped first."""
     clear(inputs)
     gc.collect()
     # Freed memory that the allocator has kept would be reused without showing.
     ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    loss().backward()
+    call()
     return resident("VmHWM") - before
 
 
