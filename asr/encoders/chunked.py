@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -26,28 +26,20 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from asr import state as states
-from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
+from asr.encoders.stack import StackConfig
 from asr.errors import ConfigError
-from asr.layers.attention import PositionKind, Positions, positions
+from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
 from asr.layers.convolution import StreamingConvolution
-from asr.layers.subsampling import Subsampling, SubsamplingConfig
+from asr.layers.subsampling import Subsampling
 from asr.layers.window import WindowState, joined
 from asr.lengths import padding_mask
 
 
-class ChunkedEncoderConfig(Config):
+class ChunkedEncoderConfig(StackConfig):
     """What all encoders that attend in chunks have."""
 
-    dim: int = Field(256, ge=2)
-    """Width of the frames."""
-    heads: int = Field(4, ge=1)
-    layers: int = Field(8, ge=1)
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward modules, in multiples of `dim`."""
-    positions: PositionKind = "rotary"
-    dropout: float = Field(0.1, ge=0, lt=1)
     contexts: tuple[ContextConfig, ...] = Field((ContextConfig(),), min_length=1)
     """Training draws one for each batch; the first is that of dev and of use, unless another is chosen."""
     context_warmup_steps: int = Field(500, ge=0)
@@ -55,15 +47,9 @@ class ChunkedEncoderConfig(Config):
     is heard where is settled far later (measured in egs/digits/README.md)."""
     lookahead: int = Field(0, ge=0, le=64)
     """Encoder frames of future context, through a convolution before the stack."""
-    pool_after: tuple[int, ...] = ()
-    """Layers (counted from 1) behind which the frame rate is halved."""
-    checkpointing: bool = False
-    """Keep only the layers' inputs in training and compute the rest again: less memory, a third more time."""
-    subsampling: SubsamplingConfig = SubsamplingConfig()
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        check_stack(self.dim, self.heads, self.layers, self.pool_after)
+    def _chunks_fit(self) -> Self:
         if self.lookahead and any(context.chunk is None for context in self.contexts):
             raise ValueError(
                 "lookahead is for chunks, and full context sees all: set lookahead to 0, or every chunk"
@@ -71,16 +57,6 @@ class ChunkedEncoderConfig(Config):
         for context in self.contexts:
             check_context(context, 2 ** len(self.pool_after))
         return self
-
-
-def check_stack(dim: int, heads: int, layers: int, pool_after: Sequence[int]) -> None:
-    """Raise ValueError if the layers of an encoder that attends do not fit together."""
-    if dim % heads or (dim // heads) % 2:
-        raise ValueError(f"dim {dim} is not an even multiple of heads {heads}: set dim or heads")
-    if len(set(pool_after)) < len(pool_after) or not all(1 <= layer < layers for layer in pool_after):
-        raise ValueError(
-            f"expected layers from 1 to {layers - 1} in pool_after, each once, found {pool_after}"
-        )
 
 
 def check_context(context: ContextConfig, pooling: int) -> None:

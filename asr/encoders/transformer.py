@@ -11,47 +11,29 @@ SiLU for ReLU, and pooling inside the stack, by the mean of two frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
-from asr.encoders.chunked import check_stack
-from asr.layers.attention import PositionKind, SelfAttention, positions
+from asr.encoders.stack import StackConfig
+from asr.layers.attention import SelfAttention, positions
 from asr.layers.feedforward import FeedForward
-from asr.layers.subsampling import Subsampling, SubsamplingConfig
+from asr.layers.subsampling import Subsampling
 from asr.layers.window import WindowState, initial_window_state, slide
 
 
-class TransformerEncoderConfig(Config):
+class TransformerEncoderConfig(StackConfig):
     """A Transformer with limited context per layer."""
 
     kind: Literal["transformer"] = "transformer"
-    dim: int = Field(256, ge=2)
-    heads: int = Field(4, ge=1)
-    layers: int = Field(8, ge=1)
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward modules, in multiples of `dim`."""
     left: int = Field(32, ge=0)
     """Frames before its own that a frame attends to, in every layer."""
     right: int = Field(0, ge=0)
     """Frames behind its own; the lookahead is their sum over the layers."""
-    positions: PositionKind = "rotary"
-    dropout: float = Field(0.1, ge=0, lt=1)
-    pool_after: tuple[int, ...] = ()
-    """Layers (counted from 1) behind which the frame rate is halved."""
-    checkpointing: bool = False
-    """Keep only the layers' inputs in training and compute the rest again."""
-    subsampling: SubsamplingConfig = SubsamplingConfig()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        check_stack(self.dim, self.heads, self.layers, self.pool_after)
-        return self
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asr.config import Config
-from asr.layers.attention import AttentionState, PositionKind, SelfAttention, positions
+from asr.layers.attention import AttentionState, PositionKind, SelfAttention, check_heads, positions
 from asr.layers.feedforward import FeedForward
 from asr.predictors.base import Predictor, PredictorOutput
 
@@ -36,10 +36,7 @@ class TransformerPredictorConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(
-                f"dim {self.dim} is not an even multiple of heads {self.heads}: set dim or heads"
-            )
+        check_heads(self.dim, self.heads)
         return self
 
 

@@ -1,0 +1,39 @@
+"""What the configurations of all encoders that attend have in common."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from asr.config import Config
+from asr.layers.attention import PositionKind, check_heads
+from asr.layers.subsampling import SubsamplingConfig
+
+
+class StackConfig(Config):
+    """A stack of layers with self-attention behind a subsampling."""
+
+    dim: int = Field(256, ge=2)
+    """Width of the frames."""
+    heads: int = Field(4, ge=1)
+    layers: int = Field(8, ge=1)
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward modules, in multiples of `dim`."""
+    positions: PositionKind = "rotary"
+    dropout: float = Field(0.1, ge=0, lt=1)
+    pool_after: tuple[int, ...] = ()
+    """Layers (counted from 1) behind which the frame rate is halved."""
+    checkpointing: bool = False
+    """Keep only the layers' inputs in training and compute the rest again: less memory, a third more time."""
+    subsampling: SubsamplingConfig = SubsamplingConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_heads(self.dim, self.heads)
+        pools = self.pool_after
+        if len(set(pools)) < len(pools) or not all(1 <= layer < self.layers for layer in pools):
+            raise ValueError(
+                f"expected layers from 1 to {self.layers - 1} in pool_after, each once, found {pools}"
+            )
+        return self
