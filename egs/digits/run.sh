@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Digit strings: prepare, train, decode, measure live, transcribe one recording live.
-# egs/digits/run.sh [--data-dir DIR] [--split official|speakers] [--recipe streaming|bidirectional|ctc]
+# egs/digits/run.sh [--data-dir DIR] [--split official|speakers] [--recipe NAME]
 #                   [--exp DIR] [--epochs N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
+# NAME is a function of lstm.py (streaming, bidirectional, ctc) or of attention.py (conformer, transformer, funnel, ...)
 set -euo pipefail
 stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs="" set=""
 while (($#)); do
@@ -13,12 +14,14 @@ here=$(dirname "${BASH_SOURCE[0]}")
 exp=${exp:-exp/digits-$split-$recipe}
 data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }
-live() { run "$1" && [[ $recipe != bidirectional ]]; }
+live() { run "$1" && [[ $recipe != bidirectional && $recipe != funnel* ]]; }
+
+file=$(grep -l "^def $recipe()" "$here"/{lstm,attention}.py) || { echo "run.sh: no recipe $recipe in lstm.py or attention.py" >&2; exit 2; }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"} --split "$split"; fi
 if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile
 elif run 2; then
-  asr train "$here/lstm.py:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"} \
+  asr train "$file:$recipe" --data "$data" --exp "$exp" --profile ${epochs:+--set training.epochs="$epochs"} \
     ${set:+$(printf -- '--set %s ' $set)}
 fi
 if run 3; then asr decode "$exp" --data test; fi

@@ -58,3 +58,6 @@ def test_unknown_options_are_refused() -> None:
     result = run("--nosuch", 1)
     assert result.returncode == 2
     assert "unknown or incomplete option --nosuch" in result.stderr
+    result = run("--recipe", "nosuch")
+    assert result.returncode == 2
+    assert "no recipe nosuch in lstm.py or attention.py" in result.stderr
