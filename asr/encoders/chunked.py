@@ -32,6 +32,7 @@ from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
 from asr.layers.convolution import StreamingConvolution
+from asr.layers.residual import begin_small
 from asr.layers.subsampling import Subsampling
 from asr.layers.window import WindowState, joined
 from asr.lengths import padding_mask
@@ -147,6 +148,7 @@ class ChunkedEncoder(Encoder):
             StreamingConvolution(config.dim, config.dim, 1 + config.lookahead) if config.lookahead else None
         )
         self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
+        begin_small(self.layers)
         self.dropout = nn.Dropout(config.dropout)
 
     @property

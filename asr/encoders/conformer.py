@@ -23,6 +23,7 @@ from asr.encoders.chunked import ChunkedEncoder, ChunkedEncoderConfig, Layer, Se
 from asr.layers.attention import AttentionState, SelfAttention
 from asr.layers.convolution import DepthwiseConvolution
 from asr.layers.feedforward import FeedForward
+from asr.layers.residual import Branch
 
 
 class ConformerEncoderConfig(ChunkedEncoderConfig):
@@ -83,7 +84,7 @@ class ConformerLayer(Layer):
         return self.attention.initial_state(batch, history, device, dtype), before
 
 
-class ConvolutionModule(nn.Module):
+class ConvolutionModule(Branch):
     """(B, T, dim) -> (B, T, dim), without the residual."""
 
     def __init__(self, dim: int, kernel: int, kind: Literal["chunk", "causal"], dropout: float) -> None:

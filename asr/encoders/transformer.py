@@ -22,6 +22,7 @@ from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.stack import StackConfig
 from asr.layers.attention import SelfAttention, positions
 from asr.layers.feedforward import FeedForward
+from asr.layers.residual import begin_small
 from asr.layers.subsampling import Subsampling
 from asr.layers.window import WindowState, initial_window_state, slide
 
@@ -80,6 +81,7 @@ class TransformerEncoder(Encoder):
         self.lookahead_frames = entrance * config.right * sum(rates)
         self.subsample = Subsampling(config.subsampling, input_dim, config.dim)
         self.layers = nn.ModuleList(BandLayer(config) for _ in range(config.layers))
+        begin_small(self.layers)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.layers.residual import Branch
+
 PositionKind = Literal["rotary", "relative"]
 
 
@@ -71,7 +73,7 @@ def positions(kind: PositionKind, dim: int, heads: int, cached: int, frames: int
     return Positions(None, torch.cat((angle.sin(), angle.cos()), dim=1).to(like.dtype))
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Branch):
     """Pre-norm multi-head self-attention; see the module docstring."""
 
     def __init__(self, dim: int, heads: int, kind: PositionKind, dropout: float) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.layers.residual import Branch
 
-class FeedForward(nn.Module):
+
+class FeedForward(Branch):
     """(..., dim) -> (..., dim), without the residual."""
 
     def __init__(self, dim: int, expansion: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, expansion * dim)
-        self.down = nn.Linear(expansion * dim, dim)
+        self.out = nn.Linear(expansion * dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the module docstring."""
         hidden = self.dropout(functional.silu(self.up(self.norm(x))))
-        y: Tensor = self.dropout(self.down(hidden))
+        y: Tensor = self.dropout(self.out(hidden))
         return y

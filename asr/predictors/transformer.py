@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from asr.config import Config
 from asr.layers.attention import AttentionState, PositionKind, SelfAttention, check_heads, positions
 from asr.layers.feedforward import FeedForward
+from asr.layers.residual import begin_small
 from asr.predictors.base import Predictor, PredictorOutput
 
 
@@ -63,6 +64,7 @@ class TransformerPredictor(Predictor):
         self.feed_forward = nn.ModuleList(
             FeedForward(config.dim, config.expansion, config.dropout) for _ in range(config.layers)
         )
+        begin_small(self)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -30,14 +30,14 @@ def conformer() -> Recipe:
     return _with(
         streaming(),
         "digits Conformer transducer, every latency",
-        _conformer(contexts=CONTEXTS, context_warmup_steps=600),
+        _conformer(contexts=CONTEXTS, context_warmup_steps=300),
     )
 
 
 def transformer() -> Recipe:
     """Transformer Transducer: a lookahead of 240 ms in all, a label encoder that remembers 16 labels."""
     encoder = TransformerEncoderConfig(
-        dim=96, heads=4, layers=6, left=24, right=1, dropout=0.0, subsampling=SubsamplingConfig(channels=96)
+        dim=96, heads=4, layers=6, left=24, right=1, dropout=0.1, subsampling=SubsamplingConfig(channels=96)
     )
     base = _with(streaming(), "digits Transformer transducer, streaming", encoder)
     predictor = TransformerPredictorConfig(dim=128, heads=4, layers=2, history=16)
@@ -60,7 +60,7 @@ def _conformer(**options: object) -> ConformerEncoderConfig:
         heads=4,
         layers=6,
         kernel=9,
-        dropout=0.0,
+        dropout=0.1,
         subsampling=SubsamplingConfig(channels=96),
         **options,
     )
