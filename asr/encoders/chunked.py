@@ -44,8 +44,7 @@ class ChunkedEncoderConfig(StackConfig):
     contexts: tuple[ContextConfig, ...] = Field((ContextConfig(),), min_length=1)
     """Training draws one for each batch; the first is that of dev and of use, unless another is chosen."""
     context_warmup_steps: int = Field(500, ge=0)
-    """Optimiser steps with the first context alone. Where frames may see all or little from the start, what
-    is heard where is settled far later (measured in egs/digits/README.md)."""
+    """Optimiser steps with the first context alone, in which it settles what is heard where."""
     lookahead: int = Field(0, ge=0, le=64)
     """Encoder frames of future context, through a convolution before the stack."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from asr.encoders import ConformerEncoder, ConformerEncoderConfig, TransformerEncoderConfig, build_encoder
 from asr.errors import ConfigError, StreamingError
 from asr.layers.context import ContextConfig
+from asr.layers.residual import Branch
 from asr.layers.subsampling import SubsamplingConfig
 
 BINS = 6
@@ -88,6 +89,28 @@ def test_training_warms_up_with_the_first_context_and_then_draws() -> None:
     # what is drawn shares its weights
     drawn_encoder = encoder.at_step(None)
     assert all(a is b for a, b in zip(drawn_encoder.parameters(), encoder.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "branches"),
+    [
+        (ConformerEncoderConfig(dim=16, heads=2, layers=3), 12),
+        (TransformerEncoderConfig(dim=16, heads=2, layers=3), 6),
+    ],
+)
+def test_branches_begin_small(
+    config: ConformerEncoderConfig | TransformerEncoderConfig, branches: int
+) -> None:
+    """Their last layers are drawn as nn.Linear draws them, up to 1 / sqrt(inputs), over sqrt(branches)."""
+    torch.manual_seed(0)
+    found = [
+        module.out for module in build_encoder(config, BINS, 0.01).modules() if isinstance(module, Branch)
+    ]
+    assert len(found) == branches
+    for layer in found:
+        largest = (layer.in_features * branches) ** -0.5
+        assert 0.9 * largest < float(layer.weight.detach().abs().max()) <= largest
+        assert float(layer.bias.detach().abs().max()) <= largest
 
 
 def test_use_has_the_first_context() -> None:
