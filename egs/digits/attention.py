@@ -37,7 +37,7 @@ def conformer() -> Recipe:
 def transformer() -> Recipe:
     """Transformer Transducer: a lookahead of 240 ms in all, a label encoder that remembers 16 labels."""
     encoder = TransformerEncoderConfig(
-        dim=96, heads=4, layers=6, left=24, right=1, dropout=0.1, subsampling=SubsamplingConfig(channels=96)
+        dim=144, heads=4, layers=6, left=24, right=1, dropout=0.1, subsampling=SubsamplingConfig(channels=144)
     )
     base = _with(streaming(), "digits Transformer transducer, streaming", encoder)
     predictor = TransformerPredictorConfig(dim=128, heads=4, layers=2, history=16)
@@ -56,12 +56,12 @@ def funnel_ctc() -> Recipe:
 
 def _conformer(**options: object) -> ConformerEncoderConfig:
     return ConformerEncoderConfig(
-        dim=96,
+        dim=144,
         heads=4,
         layers=6,
         kernel=9,
         dropout=0.1,
-        subsampling=SubsamplingConfig(channels=96),
+        subsampling=SubsamplingConfig(channels=144),
         **options,
     )
 
@@ -73,7 +73,7 @@ def _with(base: Recipe, name: str, encoder: EncoderConfig) -> Recipe:
             "name": name,
             "network": base.network.model_copy(update={"encoder": encoder}),
             "batches": base.batches.model_copy(update={"max_duration_s": 20}),
-            "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=200),
+            "optimizer": OptimizerConfig(lr=6e-4, warmup_steps=200),
         }
     )
 
