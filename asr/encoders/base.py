@@ -89,9 +89,9 @@ class Encoder(nn.Module, ABC):
         x: (B, T, D) float; x_lengths: (B,) int64 valid frames, which may be 0 in a stream.
         Raises StreamingError if a state is passed to an encoder that cannot stream.
         """
+        # Whatever stands behind a shorter utterance in the batch must not differ from its flush.
+        x = x.masked_fill(~padding_mask(x_lengths, x.shape[1])[:, :, None], 0.0)
         if state is None:
-            # Whatever stands behind a shorter utterance in the batch must not differ from its flush.
-            x = x.masked_fill(~padding_mask(x_lengths, x.shape[1])[:, :, None], 0.0)
             x = functional.pad(x, (0, 0, 0, self.flush_frames))
             x_lengths = x_lengths + self.flush_frames
         else:

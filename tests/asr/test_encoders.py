@@ -80,7 +80,7 @@ def feed_ragged(encoder: Encoder, x: Tensor, lengths: list[int], seed: int) -> l
     state, position, out = encoder.initial_state(len(lengths)), [0] * len(lengths), [[] for _ in lengths]
     while any(p < n for p, n in zip(position, lengths, strict=True)):
         new = [min(rng.choice([0, 1, 2, 3, 9, 17]), n - p) for p, n in zip(position, lengths, strict=True)]
-        chunk = torch.full((len(lengths), max(new), BINS), 1e3)  # what is not valid must not matter
+        chunk = torch.full((len(lengths), max(new), BINS), torch.nan)  # what is not valid must not matter
         for b, count in enumerate(new):
             chunk[b, :count] = x[b, position[b] : position[b] + count]
             position[b] += count
@@ -101,6 +101,52 @@ def test_any_chunking_equals_the_whole(encoder: Encoder, seed: int) -> None:
         expected = -(-lengths[b] // encoder.subsampling)
         assert y.shape[0] == expected == int(whole.y_lengths[b])
         torch.testing.assert_close(y, whole.y[b, :expected], rtol=1e-4, atol=1e-4)
+
+
+def drawn(rng: random.Random) -> EncoderConfig:
+    """Any streaming configuration, small."""
+    subsampling = SubsamplingConfig(
+        kind=rng.choice(["conv", "stack", "conv2d", "separable"]),
+        factor=rng.choice([1, 2, 4, 8]),
+        channels=rng.choice([3, 8]),
+    )
+    layers = rng.randint(1, 4)
+    pool_after = tuple(sorted(rng.sample(range(1, layers), rng.randint(0, min(2, layers - 1)))))
+    stack = {
+        "dim": 8,
+        "heads": 2,
+        "layers": layers,
+        "pool_after": pool_after,
+        "positions": rng.choice(["rotary", "relative"]),
+        "subsampling": subsampling,
+    }
+    kind = rng.choice(["conformer", "conformer", "transformer", "lstm"])
+    if kind == "lstm":
+        return LstmEncoderConfig(
+            hidden=8, layers=layers, lookahead=rng.randint(0, 4), subsampling=subsampling
+        )
+    if kind == "transformer":
+        return TransformerEncoderConfig(left=rng.randint(0, 6), right=rng.randint(0, 3), **stack)
+    chunk = 2 ** len(pool_after) * rng.randint(1, 5)
+    return ConformerEncoderConfig(
+        kernel=rng.choice([1, 3, 5, 9]),
+        convolution=rng.choice(["chunk", "causal"]),
+        lookahead=rng.choice([0, 0, 1, 3]),
+        contexts=(ContextConfig(chunk=chunk, left_chunks=rng.randint(0, 4)),),
+        **stack,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(30))
+def test_any_configuration_in_any_chunking(seed: int) -> None:
+    rng = random.Random(seed)
+    encoder = build(drawn(rng))
+    lengths = [rng.randint(0, 90) for _ in range(3)]
+    x = torch.randn(3, max(lengths), BINS, generator=torch.Generator().manual_seed(seed))
+    whole = encoder(x, torch.tensor(lengths))
+    for b, y in enumerate(feed_ragged(encoder, x, lengths, seed)):
+        torch.testing.assert_close(y, whole.y[b, : whole.y_lengths[b]], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
