@@ -161,5 +161,5 @@ def test_ctc_by_its_best_alignment() -> None:
 def test_durations_belong_to_the_topologies_that_have_them() -> None:
     with pytest.raises(ValueError, match="belong to tdt and multi_blank, not to rnnt"):
         TopologyConfig(durations=(1, 2))
-    with pytest.raises(ValueError, match="distinct durations"):
+    with pytest.raises(ValueError, match="distinct integer durations"):
         TopologyConfig(name="tdt", durations=(0,))
