@@ -62,8 +62,7 @@ def microphone(sample_rate: int, block_s: float, device: str | int | None = None
 def devices() -> list[str]:
     """One line for each input device; raises as `microphone` does."""
     sounddevice = _sounddevice()
-    found = [d for d in sounddevice.query_devices() if d["max_input_channels"] > 0]
-    return [f"{d['index']}  {d['name']}  ({d['default_samplerate']:.0f} Hz)" for d in found]
+    return [f"{d['index']}  {d['name']}  ({d['default_samplerate']:.0f} Hz)" for d in _inputs(sounddevice)]
 
 
 def _sounddevice() -> ModuleType:
@@ -80,13 +79,17 @@ def _sounddevice() -> ModuleType:
     return module
 
 
+def _inputs(sounddevice: ModuleType) -> list[dict[str, Any]]:
+    return [device for device in sounddevice.query_devices() if device["max_input_channels"] > 0]
+
+
 def _number(device: str | int | None) -> str | int | None:
     return int(device) if isinstance(device, str) and device.isdigit() else device
 
 
 def _no_device(sounddevice: ModuleType, device: str | int | None, error: Exception) -> str:
     wanted = "a microphone" if device is None else f"an input device {device!r}"
-    known = [f"{d['index']} {d['name']}" for d in sounddevice.query_devices() if d["max_input_channels"] > 0]
+    known = [f"{d['index']} {d['name']}" for d in _inputs(sounddevice)]
     found = ", ".join(known) if known else "no input device at all"
     reason = " ".join(str(error).split())
     return (

@@ -48,7 +48,11 @@ class Encoder(nn.Module, ABC):
     frame_shift_s: float
     """Seconds per feature frame."""
     why_not_streaming: ClassVar[str] = "it sees the whole utterance"
-    what_would_stream = "transcribe whole recordings with it, or train a streaming configuration"
+
+    @property
+    def what_would_stream(self) -> str:
+        """What to do where this cannot stream."""
+        return "transcribe whole recordings with it, or train a streaming configuration"
 
     @property
     def chunk_frames(self) -> int:

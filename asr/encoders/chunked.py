@@ -156,8 +156,8 @@ class ChunkedEncoder(Encoder):
         return self.context.streaming
 
     @property
-    def what_would_stream(self) -> str:  # type: ignore[override]
-        """What to do where this cannot stream."""
+    def what_would_stream(self) -> str:
+        """See Encoder.what_would_stream."""
         frame_ms = 1000 * self.entrance * self.frame_shift_s
         chunks = [context.chunk or 0 for context in self.config.contexts if context.streaming]
         if not chunks:

@@ -6,6 +6,8 @@ Data, augmentation and criterion are those of the LSTM recipes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from lstm import ctc, streaming
 
 from asr.encoders import ConformerEncoderConfig, EncoderConfig, TransformerEncoderConfig
@@ -25,6 +27,15 @@ CONTEXTS = (
 )
 
 
+STACK: dict[str, Any] = {
+    "dim": 144,
+    "heads": 4,
+    "layers": 6,
+    "dropout": 0.1,
+    "subsampling": SubsamplingConfig(channels=144),
+}
+
+
 def conformer() -> Recipe:
     """Trained with chunks of 80 to 1120 ms and full context; 240 ms unless another is chosen."""
     return _with(
@@ -36,9 +47,7 @@ def conformer() -> Recipe:
 
 def transformer() -> Recipe:
     """Transformer Transducer: a lookahead of 240 ms in all, a label encoder that remembers 16 labels."""
-    encoder = TransformerEncoderConfig(
-        dim=144, heads=4, layers=6, left=24, right=1, dropout=0.1, subsampling=SubsamplingConfig(channels=144)
-    )
+    encoder = TransformerEncoderConfig(left=24, right=1, **STACK)
     base = _with(streaming(), "digits Transformer transducer, streaming", encoder)
     predictor = TransformerPredictorConfig(dim=128, heads=4, layers=2, history=16)
     return base.model_copy(update={"network": base.network.model_copy(update={"predictor": predictor})})
@@ -54,16 +63,8 @@ def funnel_ctc() -> Recipe:
     return _words(_with(ctc(), "digits funnel Conformer CTC", _conformer(pool_after=(2, 3, 4))))
 
 
-def _conformer(**options: object) -> ConformerEncoderConfig:
-    return ConformerEncoderConfig(
-        dim=144,
-        heads=4,
-        layers=6,
-        kernel=9,
-        dropout=0.1,
-        subsampling=SubsamplingConfig(channels=144),
-        **options,
-    )
+def _conformer(**options: Any) -> ConformerEncoderConfig:
+    return ConformerEncoderConfig(kernel=9, **STACK, **options)
 
 
 def _with(base: Recipe, name: str, encoder: EncoderConfig) -> Recipe:

@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 
 import asr
-from asr.cli.app import main
 
 ASR = str(Path(sys.executable).parent / "asr")
 
@@ -23,15 +24,16 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple:
-    """Run a command in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["asr", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    captured = capsys.readouterr()
-    # Random weights emit without end on some frames; the warning about that is not what is tested here.
-    errors = [line for line in captured.err.splitlines(keepends=True) if "the bound on symbols" not in line]
-    return caught.value.code or 0, captured.out, "".join(errors)
+@pytest.fixture
+def call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the warning that random weights emit without end on some frames, which is not tested here."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code, out, err = call(*arguments)
+        errors = [line for line in err.splitlines(keepends=True) if "the bound on symbols" not in line]
+        return code, out, "".join(errors)
+
+    return run
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["info"], ["--help"], ["train", "--help"]])
@@ -62,12 +64,12 @@ def recording(tmp_path: Path, speech_like) -> Path:
     return path
 
 
-def test_transcribe_prints_what_the_library_returns(monkeypatch, capsys, make_model, recording: Path) -> None:
+def test_transcribe_prints_what_the_library_returns(call, make_model, recording: Path) -> None:
     model = make_model()
     expected = asr.load(model).transcribe(recording)
-    code, out, _ = call(monkeypatch, capsys, "transcribe", recording, "--model", model)
+    code, out, _ = call("transcribe", recording, "--model", model)
     assert (code, out) == (0, expected.text + "\n")
-    code, out, err = call(monkeypatch, capsys, "transcribe", recording, "--model", model, "--stream")
+    code, out, err = call("transcribe", recording, "--model", model, "--stream")
     assert (code, out) == (0, expected.text + "\n")
     partials = [line.partition("s] ")[2] for line in err.splitlines()]
     assert len(partials) > 2
@@ -76,10 +78,10 @@ def test_transcribe_prints_what_the_library_returns(monkeypatch, capsys, make_mo
 
 
 @pytest.mark.parametrize("form", ["json", "srt", "vtt", "ctm"])
-def test_formats(monkeypatch, capsys, make_model, recording: Path, form: str) -> None:
+def test_formats(call, make_model, recording: Path, form: str) -> None:
     model = make_model()
     expected = asr.load(model).transcribe(recording)
-    code, out, _ = call(monkeypatch, capsys, "transcribe", recording, "--model", model, "--format", form)
+    code, out, _ = call("transcribe", recording, "--model", model, "--format", form)
     assert code == 0
     assert expected.words[0].text in out
     if form == "json":
@@ -88,11 +90,9 @@ def test_formats(monkeypatch, capsys, make_model, recording: Path, form: str) ->
         assert len(out.splitlines()) == len(expected.words)
 
 
-def test_picture(monkeypatch, capsys, make_model, recording: Path, tmp_path: Path) -> None:
+def test_picture(call, make_model, recording: Path, tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     code, _, err = call(
-        monkeypatch,
-        capsys,
         "transcribe",
         recording,
         "--model",
@@ -106,13 +106,11 @@ def test_picture(monkeypatch, capsys, make_model, recording: Path, tmp_path: Pat
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_bad_file_does_not_lose_the_others(
-    monkeypatch, capsys, make_model, recording: Path, tmp_path
-) -> None:
+def test_one_bad_file_does_not_lose_the_others(call, make_model, recording: Path, tmp_path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is not audio")
     model = make_model()
-    code, out, err = call(monkeypatch, capsys, "transcribe", bad, recording, "--model", model)
+    code, out, err = call("transcribe", bad, recording, "--model", model)
     assert code == 1
     assert out.strip() == asr.load(model).transcribe(recording).text
     assert err.count("\n") == 1
@@ -134,10 +132,8 @@ def test_one_bad_file_does_not_lose_the_others(
         (["info", "/no/model"], "expected a model directory"),
     ],
 )
-def test_errors_are_one_line_and_exit_non_zero(
-    monkeypatch, capsys, arguments: list[str], message: str
-) -> None:
-    code, _, err = call(monkeypatch, capsys, *arguments)
+def test_errors_are_one_line_and_exit_non_zero(call, arguments: list[str], message: str) -> None:
+    code, _, err = call(*arguments)
     assert code == 1
     assert message in err
     assert err.count("\n") == 1
@@ -150,38 +146,36 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in result.stderr
 
 
-def test_info_of_a_model(monkeypatch, capsys, make_model) -> None:
+def test_info_of_a_model(call, make_model) -> None:
     model = make_model(lookahead=2)
-    code, out, _ = call(monkeypatch, capsys, "info", model)
+    code, out, _ = call("info", model)
     assert code == 0
     recognizer = asr.load(model)
     assert f"algorithmic latency   {1000 * recognizer.algorithmic_latency_s:.1f} ms" in out
     assert "state per stream" in out
-    code, out, _ = call(monkeypatch, capsys, "info", make_model(bidirectional=True))
+    code, out, _ = call("info", make_model(bidirectional=True))
     assert "streaming             no: it is bidirectional" in out
 
 
-def test_bidirectional_live_is_a_clear_error(monkeypatch, capsys, make_model, recording: Path) -> None:
+def test_bidirectional_live_is_a_clear_error(call, make_model, recording: Path) -> None:
     model = make_model(bidirectional=True)
-    code, out, err = call(monkeypatch, capsys, "transcribe", recording, "--model", model, "--stream")
+    code, out, err = call("transcribe", recording, "--model", model, "--stream")
     assert code == 1
     assert out == ""
     assert "cannot stream" in err
 
 
-def test_a_place_that_cannot_be_written_is_one_line(monkeypatch, capsys, make_model, recording: Path) -> None:
+def test_a_place_that_cannot_be_written_is_one_line(call, make_model, recording: Path) -> None:
     model = make_model()
     picture = recording / "p.png"  # a file is no directory
-    code, out, err = call(
-        monkeypatch, capsys, "transcribe", recording, "--model", model, "--picture", picture
-    )
+    code, out, err = call("transcribe", recording, "--model", model, "--picture", picture)
     assert code == 1
     assert out.strip()
     assert err.count("\n") == 1
     assert "Not a directory" in err or "File exists" in err
 
 
-def test_an_interrupt_shows_what_was_heard(monkeypatch, capsys, make_model, recording: Path) -> None:
+def test_an_interrupt_shows_what_was_heard(monkeypatch, call, make_model, recording: Path) -> None:
     from asr import live
 
     feed = live.feed_file
@@ -194,7 +188,7 @@ def test_an_interrupt_shows_what_was_heard(monkeypatch, capsys, make_model, reco
 
     monkeypatch.setattr(live, "feed_file", interrupted)
     model = make_model()
-    code, out, err = call(monkeypatch, capsys, "transcribe", recording, "--model", model, "--stream")
+    code, out, err = call("transcribe", recording, "--model", model, "--stream")
     assert code == 0
     assert asr.load(model).transcribe(recording).text.startswith(out.strip())
     assert out.strip()

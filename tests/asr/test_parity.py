@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 import asr
-from asr.cli.app import main
 from asr.encoders import ConformerEncoderConfig, LstmEncoderConfig, TransformerEncoderConfig
 from asr.errors import StreamingError
 from asr.layers.context import ContextConfig
@@ -100,16 +98,13 @@ def test_a_fault_is_found_out(make_model, speech_like, monkeypatch: pytest.Monke
     assert any("outputs wait for" in fault for fault in faults)
 
 
-def test_the_command(make_model, speech_like, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_command(make_model, speech_like, tmp_path: Path, call) -> None:
     recording = tmp_path / "talk.wav"
     soundfile.write(recording, speech_like(2.0), 8000)
     model = make_model(encoder=ENCODERS["conformer"])
     for options, latency in (([], "167.5"), (["--latency", "80"], "87.5")):
-        monkeypatch.setattr(sys, "argv", ["asr", "parity", str(model), str(recording), *options])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        assert caught.value.code == 0, err
+        code, out, err = call("parity", model, recording, *options)
+        assert code == 0, err
         assert re.search(rf"tokens equal \(\d+\)  latency [\d.]+ of {latency} ms  state [\d,]+ bytes", out)
         assert "1 of 1 recordings are heard alike" in out
 
@@ -122,17 +117,13 @@ def test_the_command(make_model, speech_like, tmp_path: Path, monkeypatch, capsy
         (["--latency", "full"], "cannot stream: its context is the whole utterance"),
     ],
 )
-def test_refusals(
-    options: list[str], message: str, make_model, speech_like, tmp_path, monkeypatch, capsys
-) -> None:
+def test_refusals(options: list[str], message: str, make_model, speech_like, tmp_path, call) -> None:
     recording = tmp_path / "talk.wav"
     soundfile.write(recording, speech_like(0.5), 8000)
     model = make_model(encoder=ENCODERS["conformer"])
-    monkeypatch.setattr(sys, "argv", ["asr", "parity", str(model), str(recording), *options])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 1
-    assert message in capsys.readouterr().err
+    code, _, err = call("parity", model, recording, *options)
+    assert code == 1
+    assert message in err
 
 
 def test_an_encoder_with_one_latency_says_so(make_model) -> None:

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 
 import asr
-from asr.cli.app import main
 from asr.errors import AudioError, MissingExtraError
 from asr.microphone import devices, microphone
 
@@ -108,14 +107,6 @@ def test_packages_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         devices()
 
 
-def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["asr", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    captured = capsys.readouterr()
-    return int(caught.value.code or 0), captured.out, captured.err
-
-
 def piped(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:
     content = (samples * 32767).astype("<i2").tobytes()
 
@@ -128,12 +119,12 @@ def piped(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Ragged(content)))
 
 
-def test_a_pipe_gives_what_the_library_gives(make_model, speech_like, monkeypatch, capsys) -> None:
+def test_a_pipe_gives_what_the_library_gives(make_model, speech_like, monkeypatch, call) -> None:
     model, samples = make_model(), speech_like(4.0)
     piped(monkeypatch, samples)
     rules = ("--silence", "0.24", "--max-length", "1.5", "--nothing", "0")
     options = ("stream", "--stdin", "--rate", RATE, "--model", model, *rules, "--stats")
-    code, out, err = call(monkeypatch, capsys, *options)
+    code, out, err = call(*options)
     assert code == 0, err
     endpoint = asr.EndpointConfig(trailing_silence_s=0.24, max_length_s=1.5, nothing_s=None)
     session = asr.load(model).stream(RATE, endpoint=endpoint)
@@ -146,7 +137,7 @@ def test_a_pipe_gives_what_the_library_gives(make_model, speech_like, monkeypatc
     assert err.count("real-time factor") >= len(expected)
 
 
-def test_the_microphone_is_heard(headset: FakePortAudio, make_model, monkeypatch, capsys) -> None:
+def test_the_microphone_is_heard(headset: FakePortAudio, make_model, monkeypatch, call) -> None:
     model = make_model()
 
     class Queue(queue.Queue):
@@ -159,13 +150,13 @@ def test_the_microphone_is_heard(headset: FakePortAudio, make_model, monkeypatch
 
     monkeypatch.setattr("asr.microphone.queue.Queue", Queue)
     rules = ("--silence", "0", "--max-length", "0", "--nothing", "0")
-    code, out, err = call(monkeypatch, capsys, "stream", "--mic", "--rate", RATE, "--model", model, *rules)
+    code, out, err = call("stream", "--mic", "--rate", RATE, "--model", model, *rules)
     assert code == 0, err
     assert "listening" in err
     session = asr.load(model).stream(RATE)
     expected = (session.feed(headset.samples), session.finish())[1][0]
     assert out.split(maxsplit=2)[2].strip() == expected.text
-    code, out, _ = call(monkeypatch, capsys, "stream", "--list-devices")
+    code, out, _ = call("stream", "--list-devices")
     assert (code, out) == (0, "1  Headset  (16000 Hz)\n")
 
 
@@ -178,21 +169,19 @@ def test_the_microphone_is_heard(headset: FakePortAudio, make_model, monkeypatch
         (("--stdin", "--silence", "-1"), "--silence"),
     ],
 )
-def test_refusals(options: tuple, message: str, make_model, monkeypatch, capsys) -> None:
+def test_refusals(options: tuple, message: str, make_model, call) -> None:
     model = ("--model", make_model()) if "--silence" in options else ()
-    code, _, err = call(monkeypatch, capsys, "stream", *options, *model)
+    code, _, err = call("stream", *options, *model)
     assert code == 1
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_file_as_live_audio_is_cut_and_measured(
-    make_model, speech_like, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_a_file_as_live_audio_is_cut_and_measured(make_model, speech_like, tmp_path: Path, call) -> None:
     recording, model = tmp_path / "talk.wav", make_model()
     soundfile.write(recording, speech_like(4.0), RATE)
     options = ("transcribe", recording, "--model", model, "--stream", "--max-length", "1.5", "--stats")
-    code, out, err = call(monkeypatch, capsys, *options)
+    code, out, err = call(*options)
     assert code == 0, err
     assert err.count("first token") >= 2
     session = asr.load(model).stream(
@@ -201,6 +190,6 @@ def test_a_file_as_live_audio_is_cut_and_measured(
     stored, _ = soundfile.read(recording, dtype="float32")
     finals = [e.text for e in [*session.feed(stored), *session.finish()] if e.kind == "final"]
     assert out.strip() == " ".join(text for text in finals if text)
-    code, _, err = call(monkeypatch, capsys, *options[:4], "--stats")
+    code, _, err = call(*options[:4], "--stats")
     assert code == 1
     assert "are for live audio: add --stream" in err

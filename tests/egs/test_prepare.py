@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import io
 import sys
 import tarfile
@@ -24,29 +23,19 @@ EGS = Path(__file__).parents[2] / "egs"
 RATE = 8000
 
 
-def script(recipe: str, name: str):
-    """A recipe's script as a module; scripts of two recipes share their names."""
-    spec = importlib.util.spec_from_file_location(f"{recipe}_{name}", EGS / recipe / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def digits(load_script):
+    return load_script(EGS / "digits" / "prepare.py")
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return script("digits", "prepare")
+def synthesise(load_script):
+    return load_script(EGS / "digits" / "synthesise.py")
 
 
 @pytest.fixture(scope="module")
-def synthesise():
-    return script("digits", "synthesise")
-
-
-@pytest.fixture(scope="module")
-def yesno():
-    return script("yesno", "prepare")
+def yesno(load_script):
+    return load_script(EGS / "yesno" / "prepare.py")
 
 
 @pytest.fixture(scope="module")

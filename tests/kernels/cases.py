@@ -87,6 +87,14 @@ def am_and_lm(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
     return am, 2 * torch.randn(B, width, columns, generator=rng, dtype=torch.float64)
 
 
+def joiner_of(case: Case, D: int, seed: int = 0, scale: float = 1.5) -> list[Tensor]:
+    """Outputs of encoder and predictor, weight and bias: a random joiner with the shapes of the logits."""
+    rng = torch.Generator().manual_seed(seed)
+    B, T, width, columns = case.logits.shape
+    shapes = (B, T, D), (B, width, D), (columns, D), (columns,)
+    return [scale * torch.randn(s, generator=rng, dtype=torch.float64) for s in shapes]
+
+
 def occupations_of(case: Case, seed: int) -> tuple[Tensor, Tensor]:
     """Of labels (B, T, U) and blanks (B, T, U+1), by the simple loss of `am_and_lm`."""
     found = simple_rnnt_loss(*am_and_lm(case, seed), *case[1:])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, agree, am_and_lm, run, uneven
+from cases import Case, agree, am_and_lm, joiner_of, occupations_of, run, uneven
 from torch import Tensor
 
 import asr_kernels
@@ -18,15 +18,11 @@ BATCH = uneven(3, 12, 5, V)
 
 def joiner(case: Case) -> list[Tensor]:
     """Outputs of encoder and predictor, weight and bias."""
-    rng = torch.Generator().manual_seed(1)
-    B, T, width, columns = case.logits.shape
-    shapes = [(B, T, D), (B, width, D), (columns, D), (columns,)]
-    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return joiner_of(case, D, seed=1)
 
 
 def ranges(case: Case) -> Tensor:
-    found = asr_kernels.simple_rnnt_loss(*am_and_lm(case), *case[1:])
-    return asr_kernels.pruning_bounds(*found[1:], *case[2:], S)
+    return asr_kernels.pruning_bounds(*occupations_of(case, 0), *case[2:], S)
 
 
 OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cases
 import oracles
 import pytest
 import torch
@@ -33,11 +34,7 @@ class Joiner(NamedTuple):
 
 
 def joiner_of(case: Case, D: int, seed: int = 0, scale: float = 1.5) -> Joiner:
-    """A random joiner with the shapes of the case's logits."""
-    rng = torch.Generator().manual_seed(seed)
-    B, T, width, columns = case.logits.shape
-    shapes = (B, T, D), (B, width, D), (columns, D), (columns,)
-    return Joiner(*(scale * torch.randn(s, generator=rng, dtype=torch.float64) for s in shapes))
+    return Joiner(*cases.joiner_of(case, D, seed, scale))
 
 
 def fused(case: Case, blank: int = 0, **options: Any) -> Callable[..., Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from cases import BACKENDS, TOPOLOGIES, Case, agree, am_and_lm, make, occupations_of, run, uneven
+from cases import BACKENDS, TOPOLOGIES, Case, agree, am_and_lm, joiner_of, make, occupations_of, run, uneven
 from oracles import Rules
 from torch import Tensor
 
@@ -171,13 +171,6 @@ def test_padding_does_not_influence_the_pruned_loss(backend: str, filling: float
 
 
 # -- Fused -------------------------------------------------------------------------------------------------
-
-
-def joiner_of(case: Case, D: int, seed: int) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    B, T, width, columns = case.logits.shape
-    shapes = (B, T, D), (B, width, D), (columns, D), (columns,)
-    return [1.5 * torch.randn(s, generator=rng, dtype=torch.float64) for s in shapes]
 
 
 def joiner_logits(inputs: tuple[Tensor, ...], activation: str) -> Tensor:

@@ -8,7 +8,6 @@ there float16 stands for all half precision, and float32 comes out to the same t
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from asr_kernels import align, ctc_loss, rnnt_loss
 from asr_kernels.ctc import gpu as ctc_gpu
+from asr_kernels.dispatch import interpreted
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.fused import gpu as fused_gpu
 from asr_kernels.fused.function import FusedScores
@@ -33,7 +33,7 @@ from asr_kernels.rnnt import gpu as rnnt_gpu
 # The interpreter reports numpy's warnings about the infinities and NaNs that the kernels handle.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 LOG_ZERO = -1e30
 MOVES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +14,8 @@ TOOL = Path(__file__).parents[2] / "tools" / "pictures" / "contexts.py"
 
 
 @pytest.fixture(scope="module")
-def contexts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contexts", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def contexts(load_script) -> ModuleType:
+    return load_script(TOOL)
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(6, 1), (2, 3), (1, 6), (None, None)])

@@ -26,9 +26,10 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from measure import extra_memory, in_turn, peak_above
+from measure import extra_memory, peak_above, turns
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchaudio.models import Conformer, Emformer
@@ -85,32 +86,24 @@ def training(repeats: int) -> None:
         )
         torch.manual_seed(0)
         ours, peer = build_encoder(config, BINS, SHIFT_S), Peer(config)
-        contestants = {
-            "ours": (ours, lambda ours=ours: ours(x, lengths).y),
-            "torchaudio": (peer, lambda peer=peer: peer(x, lengths)),
-        }
-        sizes = [parameters(module) for module, _ in contestants.values()]
-        assert abs(sizes[0] / sizes[1] - 1) < 0.02, sizes
-        times = in_turn(repeats, *(step(*contestant) for contestant in contestants.values()))
-        memory = [
-            extra_memory(lambda run=run: run().square().sum(), list(module.parameters()), 3)
-            for module, run in contestants.values()
+        modules = {"ours": ours, "torchaudio": peer}
+        losses = [
+            lambda ours=ours: ours(x, lengths).y.square().sum(),
+            lambda peer=peer: peer(x, lengths).square().sum(),
         ]
+        sizes = [parameters(module) for module in modules.values()]
+        assert abs(sizes[0] / sizes[1] - 1) < 0.02, sizes
+        weights = [*ours.parameters(), *peer.parameters()]
+        turns(losses, weights, 2)  # warms up
+        times = turns(losses, weights, repeats)
+        memory = [extra_memory(loss, weights, 3) for loss in losses]
         print(
             f"  width {dim}, {layers} layers, kernel {kernel}, dropout {dropout:g}, "
             f"{sizes[0] / 1e6:.1f} M parameters"
         )
-        for name, seconds, size in zip(contestants, times, memory, strict=True):
+        for name, seconds, size in zip(modules, times, memory, strict=True):
             print(f"    {name:<11}{seconds:7.3f} s  {size / 1e6:6.0f} MB")
         print(f"    ours takes {times[0] / times[1]:.2f}x the time, {memory[0] / memory[1]:.2f}x the memory")
-
-
-def step(module: nn.Module, run: Callable[[], Tensor]) -> Callable[[], None]:
-    def once() -> None:
-        module.zero_grad(set_to_none=True)
-        run().square().sum().backward()
-
-    return once
 
 
 def of_30_million(**options: object) -> ConformerEncoderConfig:
@@ -161,24 +154,27 @@ def agree(encoder: Encoder) -> None:
 
 
 def chunk_times(encoder: Encoder, batch: int, chunks: int) -> list[float]:
-    """Seconds of each chunk, of streams that have heard their history."""
     x, lengths = torch.randn(batch, 32, BINS), torch.full((batch,), 32)
-    state, times = encoder.initial_state(batch), []
-    for number in range(chunks + 12):
-        start = time.perf_counter()
+
+    def hear(state: Any) -> Any:
         y, _, state = encoder(x, lengths, state)
-        if number >= 12:
-            assert y.shape[1] == LIVE.chunk
-            times.append(time.perf_counter() - start)
-    return times
+        assert y.shape[1] == LIVE.chunk
+        return state
+
+    return step_times(hear, encoder.initial_state(batch), chunks)
 
 
 def emformer_times(emformer: Emformer, batch: int, chunks: int) -> list[float]:
     x, lengths = torch.randn(batch, LIVE.chunk, 320), torch.full((batch,), LIVE.chunk)
-    state, times = None, []
+    return step_times(lambda state: emformer.infer(x, lengths, state)[2], None, chunks)
+
+
+def step_times(hear: Callable[[Any], Any], state: Any, chunks: int) -> list[float]:
+    """Seconds of each chunk, of streams that have heard their history."""
+    times = []
     for number in range(chunks + 12):
         start = time.perf_counter()
-        _, _, state = emformer.infer(x, lengths, state)
+        state = hear(state)
         if number >= 12:
             times.append(time.perf_counter() - start)
     return times

@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -29,23 +30,26 @@ def seconds(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: int) 
 
 def turns(losses: Sequence[Callable[[], Tensor]], inputs: Sequence[Tensor], repeats: int) -> list[float]:
     """`seconds` of each, measured in turn, so that a disturbance hits all of them."""
-    times: list[list[float]] = [[] for _ in losses]
-    for _ in range(repeats):
-        for loss, found in zip(losses, times, strict=True):
-            found.append(seconds(loss, inputs, 1))
-    return [statistics.median(found) for found in times]
+    return _medians([partial(seconds, loss, inputs, 1) for loss in losses], repeats)
 
 
 def in_turn(repeats: int, *contestants: Callable[[], object]) -> list[float]:
     """Median seconds of calls of each, measured in turn; two calls each warm up."""
-    times: list[list[float]] = [[] for _ in contestants]
-    for repeat in range(repeats + 2):
-        for contestant, found in zip(contestants, times, strict=True):
-            start = time.perf_counter()
-            contestant()
-            if repeat >= 2:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
+    timings = [partial(_elapsed, contestant) for contestant in contestants]
+    _medians(timings, 2)
+    return _medians(timings, repeats)
+
+
+def _medians(timings: Sequence[Callable[[], float]], repeats: int) -> list[float]:
+    """Median of what each returns, called in turn."""
+    rounds = [[timing() for timing in timings] for _ in range(repeats)]
+    return [statistics.median(found) for found in zip(*rounds, strict=True)]
+
+
+def _elapsed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def extra_memory(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: int = 5) -> float:

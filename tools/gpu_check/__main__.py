@@ -29,8 +29,9 @@ import gpu  # noqa: E402
 import torch  # noqa: E402
 
 from asr_kernels import use_backend  # noqa: E402
+from asr_kernels.dispatch import interpreted  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = interpreted()
 HEADER = ("B, T, U, V, D", "what", "ms", "x floor", "MB", "gradient off by", "")
 # (group, ours, peer, how many times as fast ours should be)
 GOALS = (

@@ -38,6 +38,7 @@ from asr.layers.subsampling import SubsamplingConfig
 OUTPUT = Path(__file__).parents[2] / "asr" / "encoders" / "contexts.png"
 FRAMES, FACTOR, BINS = 24, 4, 8
 HEARD, ATTENDED = 1, 2
+STACK = SubsamplingConfig(kind="stack", factor=FACTOR)
 
 
 class Mode(NamedTuple):
@@ -52,12 +53,11 @@ def conformer(chunk: int | None, left_chunks: int | None, **options: object) -> 
         layers=3,
         kernel=5,
         contexts=(ContextConfig(chunk=chunk, left_chunks=left_chunks),),
-        subsampling=SubsamplingConfig(kind="stack", factor=FACTOR),
+        subsampling=STACK,
         **options,
     )
 
 
-STACK = SubsamplingConfig(kind="stack", factor=FACTOR)
 MODES = (
     Mode("Conformer, full context", conformer(None, None)),
     Mode("Conformer, chunks of 6,\n1 chunk of history", conformer(6, 1)),
