@@ -123,9 +123,16 @@ def test_use_has_the_first_context() -> None:
 @pytest.mark.parametrize("context", [ContextConfig(), STREAMS[0]])
 def test_checkpointing_changes_no_gradient(context: ContextConfig) -> None:
     x, lengths = batch()
-    found = []
+    found, runs = [], []
     for checkpointing in (False, True):
         encoder = build(contexts=(context,), checkpointing=checkpointing, dropout=0.3).train()
+        runs.append(0)
+
+        def count(*_: object) -> None:
+            runs[-1] += 1
+
+        for layer in encoder.layers:
+            layer.register_forward_pre_hook(count)
         torch.manual_seed(3)
         y, y_lengths, _ = encoder(x, lengths)
         valid = torch.arange(y.shape[1]) < y_lengths[:, None]
@@ -133,6 +140,7 @@ def test_checkpointing_changes_no_gradient(context: ContextConfig) -> None:
         found.append([parameter.grad for parameter in encoder.parameters()])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(plain, recomputed)
+    assert runs == [3, 6]
 
 
 @pytest.mark.parametrize("positions", ["rotary", "relative"])

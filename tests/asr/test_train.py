@@ -21,12 +21,13 @@ from asr.config import save_config
 from asr.data.augment import AugmentConfig, SpeedConfig
 from asr.data.batches import BatchesConfig, ConcatenateConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
-from asr.encoders import LstmEncoderConfig
+from asr.encoders import ChunkedEncoder, ConformerEncoderConfig, LstmEncoderConfig
 from asr.errors import ManifestError, ModelError, TokenError, TrainingError
 from asr.evaluate import Options, evaluate
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
+from asr.layers.context import ContextConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
 from asr.text.tokenizer import TokenizerConfig
@@ -34,6 +35,7 @@ from asr.train import checkpoint
 from asr.train.loop import train
 from asr.train.metrics import read_log
 from asr.train.optim import OptimizerConfig, build_optimizer, learning_rate
+from asr.train.preflight import Cost
 from asr.train.recipe import Recipe, TrainingConfig
 from asr.transducer import TransducerConfig
 
@@ -385,6 +387,30 @@ def test_learning_rate_rises_then_falls() -> None:
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_training_hears_drawn_contexts_after_the_warm_up(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ContextConfig(chunk=4, left_chunks=2), ContextConfig()
+    encoder = ConformerEncoderConfig(
+        dim=16, heads=2, layers=1, kernel=3, contexts=(first, second), context_warmup_steps=8
+    )
+    base = recipe(epochs=2)
+    network = base.network.model_copy(update={"encoder": encoder})
+    heard: dict[bool, list[ContextConfig]] = {True: [], False: []}
+    encode = ChunkedEncoder.encode
+
+    def noted(self: ChunkedEncoder, *args: object) -> object:
+        heard[self.training].append(self.context)
+        return encode(self, *args)
+
+    monkeypatch.setattr(ChunkedEncoder, "encode", noted)
+    monkeypatch.setattr("asr.train.loop.preflight", lambda setup: Cost(0, 0.0, 0))
+    train(base.model_copy(update={"network": network}), corpus, tmp_path / "exp")
+    assert heard[True][:8] == [first] * 8
+    assert set(heard[True][8:]) == {first, second}
+    assert set(heard[False]) == {first}
 
 
 def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
