@@ -27,6 +27,6 @@ fi
 if run 3; then asr decode "$exp" --data test; fi
 if live 4; then asr decode "$exp" --data test --stream --threads 1; fi
 if live 5; then
-  recording=$(find "$data/strings/test" -type f -size +36k | sort | head -n 1)
+  recording=$(find "$data/strings/test" -type f -size +36k | sort | sed -n 1p)
   asr transcribe "$recording" --model "$exp" --stream --realtime --picture "$exp/live.png"
 fi
