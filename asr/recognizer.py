@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
-from asr.encoders import EncoderOutput
+from asr.encoders import EncoderOutput, Latency
 from asr.endpoint import EndpointConfig
 from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
@@ -83,15 +83,6 @@ class Flushed(NamedTuple):
     encoded: tuple[EncoderOutput, ...]
 
 
-class Latency(NamedTuple):
-    """When a network that was trained for several latencies answers."""
-
-    chunk_s: float | None
-    """Seconds that are heard together; None waits for the end."""
-    left_s: float | None = None
-    """Seconds of history; None is what it was trained with."""
-
-
 def load(
     directory: Path | str,
     device: str = "cpu",
@@ -124,7 +115,7 @@ class Recognizer:
 
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
-        encoder = self.network.encoder.with_latency(*latency)
+        encoder = self.network.encoder.with_latency(latency)
         network = self.network.with_encoder(encoder)
         return Recognizer(LoadedModel(self.config, network, self.tokenizer), self._search_config)
 

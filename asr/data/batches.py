@@ -221,6 +221,9 @@ class Batches:
             persistent_workers=True,
             multiprocessing_context=method,
             worker_init_fn=_start_worker,
+            # It draws a seed whenever it starts: from the global generator that would change what training
+            # draws behind a resumption. What batches draw has seeds of its own.
+            generator=torch.Generator(),
         )
 
     def _guarded(self, loader: DataLoader[Any]) -> Iterator[Any]:

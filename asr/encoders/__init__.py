@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from asr.encoders.base import Encoder, EncoderOutput
+from asr.encoders.base import Encoder, EncoderOutput, Latency
 from asr.encoders.chunked import ChunkedEncoder
 from asr.encoders.conformer import ConformerEncoder, ConformerEncoderConfig
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
@@ -38,6 +38,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderOutput",
+    "Latency",
     "LstmEncoder",
     "LstmEncoderConfig",
     "TransformerEncoder",

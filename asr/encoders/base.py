@@ -12,8 +12,9 @@ normalisation), and flushing feeds the very same frames, which is why the two ag
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ from torch.nn import functional
 from asr.errors import ConfigError, StreamingError
 from asr.lengths import padding_mask
 from asr.state import batch_size
+
+LONGEST_WHOLE_S = 1800.0
+
+
+class Latency(NamedTuple):
+    """When a network that was trained for several latencies answers."""
+
+    chunk_s: float | None
+    """Seconds that are heard together; None waits for the end."""
+    left_s: float | None = None
+    """Seconds of history; None is what that chunk was trained with."""
 
 
 class EncoderOutput(NamedTuple):
@@ -47,7 +59,11 @@ class Encoder(nn.Module, ABC):
     """Feature frames that an output needs beyond its own block."""
     frame_shift_s: float
     """Seconds per feature frame."""
-    why_not_streaming: ClassVar[str] = "it sees the whole utterance"
+
+    @property
+    def why_not_streaming(self) -> str:
+        """What keeps an encoder whose `streaming` is False from it."""
+        return "it sees the whole utterance"
 
     @property
     def what_would_stream(self) -> str:
@@ -78,13 +94,28 @@ class Encoder(nn.Module, ABC):
         return 1.0 / (self.frame_shift_s * self.subsampling)
 
     @property
+    def latencies(self) -> tuple[Latency, ...]:
+        """What `with_latency` can choose between; empty if it has no choice."""
+        return ()
+
+    @property
+    def longest_whole_s(self) -> float:
+        """Seconds of a signal that fit into a few GiB when encoded at once."""
+        return LONGEST_WHOLE_S
+
+    @property
     def lookahead_s(self) -> float:
         """Seconds that an output needs beyond its own block of frames."""
         return self.lookahead_frames * self.frame_shift_s
 
     @property
     def algorithmic_latency_s(self) -> float:
-        """Seconds from the start of an output's block until all frames that it needs have begun, at worst."""
+        """Seconds from the start of an output's block until all frames that it needs have begun, at worst.
+
+        Infinite if the encoder waits for the end of the utterance.
+        """
+        if not self.streaming:
+            return math.inf
         return (self.chunk_frames - 1 + self.lookahead_frames) * self.frame_shift_s
 
     def forward(self, x: Tensor, x_lengths: Tensor, state: Any = None) -> EncoderOutput:
@@ -110,11 +141,8 @@ class Encoder(nn.Module, ABC):
         lengths = torch.full((batch,), self.flush_frames, dtype=torch.int64, device=reference.device)
         return self.forward(x, lengths, state)
 
-    def with_latency(self, chunk_s: float | None, left_s: float | None = None) -> Encoder:
-        """The same network, its weights shared, that answers after `chunk_s` seconds; None: at the end.
-
-        `left_s` are the seconds of history that it remembers. Raises ConfigError if it has no choice.
-        """
+    def with_latency(self, latency: Latency) -> Encoder:
+        """The same network, its weights shared, that answers then. Raises ConfigError if it cannot."""
         raise ConfigError("this encoder has the latency that it was trained with and no other: choose none")
 
     def at_step(self, step: int | None) -> Encoder:
@@ -123,6 +151,9 @@ class Encoder(nn.Module, ABC):
         `step` is the optimiser step, for what warms up; None is after that.
         """
         return self
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ConfigError if a training of so many optimiser steps would leave out some of its modes."""
 
     def require_streaming(self) -> None:
         """Raise StreamingError with the reason if this encoder cannot stream."""
@@ -138,10 +169,19 @@ class Encoder(nn.Module, ABC):
         """The encoder itself; padding and checks are done."""
 
     @abstractmethod
+    def fresh_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Any:
+        """What `initial_state` gives; the encoder can stream."""
+
     def initial_state(
-        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> Any:
-        """State of `batch` streams that have heard nothing."""
+        """State of `batch` streams that have heard nothing, where and of the dtype that the weights are.
+
+        Raises StreamingError if the encoder cannot stream.
+        """
+        self.require_streaming()
+        weights = next(self.parameters())
+        return self.fresh_state(batch, device or weights.device, dtype or weights.dtype)
 
     @staticmethod
     def batch_of(state: Any) -> int:

@@ -23,18 +23,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from asr import state as states
-from asr.encoders.base import Encoder, EncoderOutput
-from asr.encoders.stack import StackConfig
+from asr.encoders.base import Encoder, EncoderOutput, Latency
+from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
-from asr.layers.convolution import StreamingConvolution
+from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.residual import begin_small
-from asr.layers.subsampling import Subsampling
-from asr.layers.window import WindowState, joined
+from asr.layers.window import joined
 from asr.lengths import padding_mask
 
 
@@ -81,13 +79,19 @@ class History:
 class ChunkedState:
     """What a stream remembers."""
 
-    subsampling: tuple[WindowState, ...]
-    lookahead: WindowState | None
+    entrance: EntranceState
     waiting: Tensor
     """(B, chunk - 1, dim): frames of a chunk that is not complete."""
     waiting_lengths: Tensor
     """(B,) int64."""
     history: History
+
+
+WHOLE_BYTES = 4 << 30
+"""What masks or scores of a whole signal may take."""
+LONGEST_CHUNK_S, LONGEST_HISTORY_S = 60.0, 300.0
+"""What may be chosen at use."""
+_FLOAT = 4  # bytes
 
 
 class Seen(NamedTuple):
@@ -126,8 +130,6 @@ class _Passed(NamedTuple):
 class ChunkedEncoder(Encoder):
     """See the module docstring; (B, T, input_dim) -> (B, ceil(T / subsampling), dim)."""
 
-    why_not_streaming = "its context is the whole utterance"
-
     def __init__(
         self,
         config: ChunkedEncoderConfig,
@@ -138,14 +140,10 @@ class ChunkedEncoder(Encoder):
         super().__init__()
         self.config = config
         self.input_dim, self.output_dim, self.frame_shift_s = input_dim, config.dim, frame_shift_s
-        self.entrance = config.subsampling.factor
-        self.subsampling = self.entrance * 2 ** len(config.pool_after)
-        self.lookahead_frames = config.lookahead * self.entrance
+        self.entrance = Entrance(config.subsampling, input_dim, config.dim, config.lookahead)
+        self.subsampling = self.entrance.factor * self._pooling
+        self.lookahead_frames = self.entrance.lookahead_frames
         self.context = config.contexts[0]
-        self.subsample = Subsampling(config.subsampling, input_dim, config.dim)
-        self.lookahead = (
-            StreamingConvolution(config.dim, config.dim, 1 + config.lookahead) if config.lookahead else None
-        )
         self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
         begin_small(self.layers)
         self.dropout = nn.Dropout(config.dropout)
@@ -156,30 +154,55 @@ class ChunkedEncoder(Encoder):
         return self.context.streaming
 
     @property
+    def why_not_streaming(self) -> str:
+        """See Encoder.why_not_streaming."""
+        if self.context.chunk is None:
+            return "its context is the whole utterance"
+        return "it remembers all that it has heard"
+
+    @property
     def what_would_stream(self) -> str:
         """See Encoder.what_would_stream."""
-        frame_ms = 1000 * self.entrance * self.frame_shift_s
-        chunks = [context.chunk or 0 for context in self.config.contexts if context.streaming]
-        if not chunks:
+        live = [latency for latency in self.latencies if latency.chunk_s is not None]
+        if not live:
             return super().what_would_stream
-        latencies = ", ".join(f"{frame_ms * chunk:g}" for chunk in chunks)
-        return f"choose one of its latencies, {latencies} ms (--latency {frame_ms * chunks[0]:g})"
+        chunks = ", ".join(f"{1000 * latency.chunk_s:g}" for latency in live if latency.chunk_s is not None)
+        return f"choose one of its latencies, {chunks} ms (--latency {chunks.partition(',')[0]})"
 
     @property
     def chunk_frames(self) -> int:
         """Feature frames that are heard before the first output of a chunk."""
-        return self.entrance * (self.context.chunk or 1)
+        return self.entrance.factor * (self.context.chunk or 1)
 
     @property
     def flush_frames(self) -> int:
         """Zero frames that stand behind the end of every signal."""
-        return self.entrance - 1 + self.lookahead_frames
+        return self.entrance.factor - 1 + self.lookahead_frames
+
+    @property
+    def longest_whole_s(self) -> float:
+        """See Encoder.longest_whole_s: what is stored of every two frames decides."""
+        mask = 0 if self.context.chunk is None else 1 + _FLOAT
+        scores = 3 * _FLOAT * self.config.heads if self.config.positions == "relative" else 0
+        frames = math.sqrt(WHOLE_BYTES / max(1, mask + scores))
+        return min(super().longest_whole_s, frames * self._frame_s)
+
+    @property
+    def latencies(self) -> tuple[Latency, ...]:
+        """See Encoder.latencies: those that it was trained for, in order, the whole utterance last."""
+        found = []
+        for context in self.config.contexts:
+            if context.streaming:
+                assert context.chunk is not None
+                found.append(Latency(context.chunk * self._frame_s, context.history * self._frame_s))
+        whole = [Latency(None)] if ContextConfig() in self.config.contexts else []
+        return (*sorted(found), *whole)
 
     def with_context(self, context: ContextConfig) -> Self:
         """The same network, its weights shared, that sees another context. Raises ConfigError."""
         try:
-            check_context(context, self.subsampling // self.entrance)
-            if context.chunk is None and self.lookahead is not None:
+            check_context(context, self._pooling)
+            if context.chunk is None and self.entrance.lookahead is not None:
                 raise ValueError("this network has a lookahead, which is for chunks: choose a chunk")
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -187,23 +210,34 @@ class ChunkedEncoder(Encoder):
         view.context = context
         return view
 
-    def with_latency(self, chunk_s: float | None, left_s: float | None = None) -> Self:
-        """See Encoder.with_latency; without `left_s`, the history is as long as in training, rounded up."""
-        if chunk_s is None:
+    def with_latency(self, latency: Latency) -> Self:
+        """See Encoder.with_latency."""
+        if latency.chunk_s is None:
             return self.with_context(ContextConfig())
-        frame_s = self.entrance * self.frame_shift_s
-        chunk = round(chunk_s / frame_s)
-        if chunk < 1 or abs(chunk * frame_s - chunk_s) > 1e-3 * frame_s:
-            low = max(1, int(chunk_s / frame_s))
-            raise ConfigError(
-                f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
-                f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
-            )
-        if left_s is None:
-            trained = [context.history for context in self.config.contexts if context.streaming]
-            left_s = max(trained, default=0) * frame_s
-        left_chunks = math.ceil(left_s / (chunk * frame_s) - 1e-6)
+        chunk = self._pooling * _whole_frames(latency.chunk_s, self._pooling * self._frame_s)
+        history = self._trained_history(chunk) if latency.left_s is None else _history(latency.left_s)
+        left_chunks = math.ceil(history / (chunk * self._frame_s) - 1e-6)
         return self.with_context(ContextConfig(chunk=chunk, left_chunks=left_chunks))
+
+    def _trained_history(self, chunk: int) -> float:
+        """Seconds of history that these chunks were trained with; the longest of any if they were not."""
+        trained = {c.chunk: c.history * self._frame_s for c in self.config.contexts if c.streaming}
+        if not trained:
+            raise ConfigError(
+                "this network was not trained with a limited history, and no chunk has one: choose both, "
+                f"e.g. --latency {1000 * chunk * self._frame_s:g}:2000, and measure what it costs"
+            )
+        return trained.get(chunk, max(trained.values()))
+
+    @property
+    def _pooling(self) -> int:
+        """By how much the frames are pooled inside the stack."""
+        return int(2 ** len(self.config.pool_after))
+
+    @property
+    def _frame_s(self) -> float:
+        """Seconds of a frame that enters the stack."""
+        return self.entrance.factor * self.frame_shift_s
 
     def at_step(self, step: int | None) -> Self:
         """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew."""
@@ -212,23 +246,28 @@ class ChunkedEncoder(Encoder):
             return self
         return self.with_context(contexts[int(torch.randint(len(contexts), ()))])
 
+    def check_steps(self, steps: int) -> None:
+        """See Encoder.check_steps: the warm-up has to leave time for the other contexts."""
+        warmup, others = self.config.context_warmup_steps, len(self.config.contexts) - 1
+        if others and warmup >= steps:
+            raise ConfigError(
+                f"context_warmup_steps is {warmup} and the training has {steps} steps: {others} contexts "
+                f"would never be heard; set network.encoder.context_warmup_steps, {steps // 10} would do"
+            )
+
     def encode(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EncoderOutput:
         """See Encoder.forward."""
-        x, x_lengths, subsampling = self.subsample(x, x_lengths, None if state is None else state.subsampling)
-        lookahead = None
-        if self.lookahead is not None:
-            y, x_lengths, lookahead = self.lookahead(x, x_lengths, None if state is None else state.lookahead)
-            x = torch.relu(y)
+        x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
         x = self.dropout(x)
         if state is None:
             passed = self._whole(x, x_lengths)
             return EncoderOutput(passed.y, passed.y_lengths, None)
-        assert subsampling is not None
+        assert entrance is not None
         frames, lengths = joined(state.waiting, state.waiting_lengths, x, x_lengths)
         y, y_lengths, history = self._complete_chunks(frames, lengths, state.history)
         used = lengths // self._chunk * self._chunk
         waiting = _from(frames, used, self._chunk - 1)
-        new = ChunkedState(subsampling, lookahead, waiting, lengths - used, history)
+        new = ChunkedState(entrance, waiting, lengths - used, history)
         return EncoderOutput(y, y_lengths, new)
 
     def flush(self, state: ChunkedState) -> EncoderOutput:
@@ -240,20 +279,16 @@ class ChunkedEncoder(Encoder):
         last = self._step(state.waiting[:, : int(rest.max())], rest, state.history)
         return EncoderOutput(*joined(y, y_lengths, last.y, last.y_lengths), state)
 
-    def initial_state(
-        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-    ) -> ChunkedState:
-        """State of `batch` streams that have heard nothing."""
-        self.require_streaming()
-        lookahead = None if self.lookahead is None else self.lookahead.initial_state(batch, device, dtype)
+    def fresh_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> ChunkedState:
+        """See Encoder.fresh_state."""
         waiting = torch.zeros(batch, self._chunk - 1, self.output_dim, device=device, dtype=dtype)
         none = torch.zeros(batch, dtype=torch.int64, device=device)
         layers = tuple(
             layer.initial_state(batch, self.context.history // pooling, device, dtype)
             for layer, pooling in self._levels()
         )
-        entrance = self.subsample.initial_state(batch, device, dtype)
-        return ChunkedState(entrance, lookahead, waiting, none, History(none, layers))
+        entrance = self.entrance.initial_state(batch, device, dtype)
+        return ChunkedState(entrance, waiting, none, History(none, layers))
 
     @property
     def _chunk(self) -> int:
@@ -298,7 +333,7 @@ class ChunkedEncoder(Encoder):
     def _complete_chunks(self, frames: Tensor, lengths: Tensor, history: History) -> _Step:
         """All chunks that are complete, one after the other."""
         complete, chunk = lengths // self._chunk, self._chunk
-        size = chunk // (self.subsampling // self.entrance)
+        size = chunk // self._pooling
         y = frames.new_zeros(len(frames), int(complete.max()) * size, self.output_dim)
         for number in range(int(complete.max())):
             part = frames[:, number * chunk : (number + 1) * chunk]
@@ -326,10 +361,7 @@ class ChunkedEncoder(Encoder):
                 if before:
                     x, lengths = _pooled(x, lengths)
                 what, before = seen(x, lengths, pooling), pooling
-            if self.config.checkpointing and self.training:
-                x, state = checkpoint(layer, x, what, state, use_reentrant=False)
-            else:
-                x, state = layer(x, what, state)
+            x, state = run(layer, x, what, state, again=self.config.checkpointing)
             new.append(state)
         return _Passed(x, lengths, tuple(new))
 
@@ -343,6 +375,32 @@ class _Step(NamedTuple):
     y: Tensor
     y_lengths: Tensor
     history: History
+
+
+def _whole_frames(chunk_s: float, frame_s: float) -> int:
+    """Frames of `frame_s` seconds in a chunk. Raises ConfigError unless they are whole and not too many."""
+    if not 0 < chunk_s <= LONGEST_CHUNK_S:
+        raise ConfigError(
+            f"expected chunks of up to {LONGEST_CHUNK_S:g} s, found {1000 * chunk_s:g} ms: "
+            f"{1000 * frame_s:g} ms is the shortest"
+        )
+    frames = round(chunk_s / frame_s)
+    if frames < 1 or abs(frames * frame_s - chunk_s) > 1e-3 * frame_s:
+        low = max(1, int(chunk_s / frame_s))
+        raise ConfigError(
+            f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
+            f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
+        )
+    return frames
+
+
+def _history(left_s: float) -> float:
+    """The seconds. Raises ConfigError if nothing can remember so much."""
+    if not 0 <= left_s <= LONGEST_HISTORY_S:
+        raise ConfigError(
+            f"expected a history of 0 to {1000 * LONGEST_HISTORY_S:g} ms, found {1000 * left_s:g} ms"
+        )
+    return left_s
 
 
 def _needed(mask: Tensor) -> Tensor | None:

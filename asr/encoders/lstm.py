@@ -2,9 +2,8 @@
 
 Each layer computes x + dropout(norm(LSTM(x))), after Graves (2012) and the deep LSTM stacks of Sak et al.
 (2014); the residual path and the layer norm let eight layers train from scratch without pre-training.
-The lookahead is one convolution over 1 + a encoder frames in front of the stack (a row convolution with
-full channel mixing, cf. Amodei et al. 2016, section 3.7): its a frames are the only future that the
-unidirectional encoder sees. The bidirectional encoder sees everything and cannot stream.
+The lookahead (asr/layers/entrance.py) is the only future that the unidirectional encoder sees. The
+bidirectional encoder sees everything and cannot stream.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
-from asr.layers.convolution import StreamingConvolution
-from asr.layers.subsampling import Subsampling, SubsamplingConfig
-from asr.layers.window import WindowState
+from asr.layers.entrance import Entrance, EntranceState
+from asr.layers.subsampling import SubsamplingConfig
 
 
 class LstmEncoderConfig(Config):
@@ -52,8 +50,7 @@ class LstmEncoderConfig(Config):
 class LstmEncoderState:
     """What a stream remembers."""
 
-    subsampling: tuple[WindowState, ...]
-    lookahead: WindowState | None
+    entrance: EntranceState
     hidden: Tensor
     """(B, layers, hidden)."""
     cell: Tensor
@@ -63,22 +60,17 @@ class LstmEncoderState:
 class LstmEncoder(Encoder):
     """See the module docstring; (B, T, input_dim) -> (B, ceil(T / subsampling), output_dim)."""
 
-    why_not_streaming = "it is bidirectional and needs the whole utterance"
-
     def __init__(self, config: LstmEncoderConfig, input_dim: int, frame_shift_s: float) -> None:
         super().__init__()
         self.streaming = not config.bidirectional
         self.input_dim = input_dim
         self.subsampling = config.subsampling.factor
-        self.lookahead_frames = config.lookahead * self.subsampling
         self.frame_shift_s = frame_shift_s
         self.hidden = config.hidden
         self.output_dim = config.hidden * (2 if config.bidirectional else 1)
         width = self.output_dim
-        self.subsample = Subsampling(config.subsampling, input_dim, width)
-        self.lookahead = (
-            StreamingConvolution(width, width, 1 + config.lookahead) if config.lookahead else None
-        )
+        self.entrance = Entrance(config.subsampling, input_dim, width, config.lookahead)
+        self.lookahead_frames = self.entrance.lookahead_frames
         self.lstms = _lstms(width, config.hidden, config.layers)
         # Two one-way stacks rather than nn.LSTM's two-way one, which must be packed: padded and reversed by
         # gather they train 1.6 times faster on a CPU (24 utterances of up to 68 frames, one thread).
@@ -86,13 +78,14 @@ class LstmEncoder(Encoder):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers))
         self.dropout = nn.Dropout(config.dropout)
 
+    @property
+    def why_not_streaming(self) -> str:
+        """See Encoder.why_not_streaming."""
+        return "it is bidirectional and needs the whole utterance"
+
     def encode(self, x: Tensor, x_lengths: Tensor, state: LstmEncoderState | None) -> EncoderOutput:
         """See Encoder.forward."""
-        x, x_lengths, subsampling = self.subsample(x, x_lengths, None if state is None else state.subsampling)
-        lookahead = None
-        if self.lookahead is not None:
-            y, x_lengths, lookahead = self.lookahead(x, x_lengths, None if state is None else state.lookahead)
-            x = torch.relu(y)
+        x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
         x = self.dropout(x)
         hidden, cell = [], []
         for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
@@ -105,18 +98,14 @@ class LstmEncoder(Encoder):
             x = x + self.dropout(norm(y))
         if state is None:
             return EncoderOutput(x, x_lengths, None)
-        assert subsampling is not None
-        new = LstmEncoderState(subsampling, lookahead, torch.stack(hidden, 1), torch.stack(cell, 1))
+        assert entrance is not None
+        new = LstmEncoderState(entrance, torch.stack(hidden, 1), torch.stack(cell, 1))
         return EncoderOutput(x, x_lengths, new)
 
-    def initial_state(
-        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-    ) -> LstmEncoderState:
-        """State of `batch` streams that have heard nothing."""
-        self.require_streaming()
+    def fresh_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> LstmEncoderState:
+        """See Encoder.fresh_state."""
         zeros = torch.zeros(batch, len(self.lstms), self.hidden, device=device, dtype=dtype)
-        lookahead = None if self.lookahead is None else self.lookahead.initial_state(batch, device, dtype)
-        return LstmEncoderState(self.subsample.initial_state(batch, device, dtype), lookahead, zeros, zeros)
+        return LstmEncoderState(self.entrance.initial_state(batch, device, dtype), zeros, zeros)
 
     def _whole(self, layer: int, x: Tensor, x_lengths: Tensor) -> Tensor:
         """One layer over whole signals; padding stands behind them, where it cannot reach back."""

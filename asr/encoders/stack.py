@@ -1,10 +1,12 @@
-"""What the configurations of all encoders that attend have in common."""
+"""What all encoders that attend have in common: sizes, and how a layer is run in training."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from asr.config import Config
 from asr.layers.attention import PositionKind, check_heads
@@ -37,3 +39,10 @@ class StackConfig(Config):
                 f"expected layers from 1 to {self.layers - 1} in pool_after, each once, found {pools}"
             )
         return self
+
+
+def run(layer: nn.Module, *inputs: Any, again: bool) -> Any:
+    """What the layer gives; with `again`, training keeps only the inputs and computes the rest again."""
+    if again and layer.training:
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)

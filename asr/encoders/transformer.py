@@ -16,14 +16,13 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from asr.encoders.base import Encoder, EncoderOutput
-from asr.encoders.stack import StackConfig
+from asr.encoders.stack import StackConfig, run
 from asr.layers.attention import SelfAttention, positions
+from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.feedforward import FeedForward
 from asr.layers.residual import begin_small
-from asr.layers.subsampling import Subsampling
 from asr.layers.window import WindowState, initial_window_state, slide
 
 
@@ -51,7 +50,7 @@ class BandState:
 class TransformerState:
     """What a stream remembers."""
 
-    subsampling: tuple[WindowState, ...]
+    entrance: EntranceState
     layers: tuple[BandState, ...]
     pools: tuple[WindowState, ...]
 
@@ -76,10 +75,9 @@ class TransformerEncoder(Encoder):
         rates = [
             2 ** sum(number > after for after in config.pool_after) for number in range(1, config.layers + 1)
         ]
-        entrance = config.subsampling.factor
-        self.subsampling = entrance * 2 ** len(config.pool_after)
-        self.lookahead_frames = entrance * config.right * sum(rates)
-        self.subsample = Subsampling(config.subsampling, input_dim, config.dim)
+        self.entrance = Entrance(config.subsampling, input_dim, config.dim)
+        self.subsampling = self.entrance.factor * 2 ** len(config.pool_after)
+        self.lookahead_frames = self.entrance.factor * config.right * sum(rates)
         self.layers = nn.ModuleList(BandLayer(config) for _ in range(config.layers))
         begin_small(self.layers)
         self.norm = nn.LayerNorm(config.dim)
@@ -87,7 +85,7 @@ class TransformerEncoder(Encoder):
 
     def encode(self, x: Tensor, x_lengths: Tensor, state: TransformerState | None) -> EncoderOutput:
         """See Encoder.forward."""
-        x, x_lengths, subsampling = self.subsample(x, x_lengths, None if state is None else state.subsampling)
+        x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
         x = self.dropout(x)
         new, pools = list[BandState](), list[WindowState]()
         for number, layer in enumerate(self.layers):
@@ -99,28 +97,23 @@ class TransformerEncoder(Encoder):
                 if windows.state is not None:
                     pools.append(windows.state)
             before_layer = None if state is None else state.layers[number]
-            if self.config.checkpointing and self.training:
-                x, x_lengths, after = checkpoint(layer, x, x_lengths, before_layer, use_reentrant=False)
-            else:
-                x, x_lengths, after = layer(x, x_lengths, before_layer)
+            x, x_lengths, after = run(layer, x, x_lengths, before_layer, again=self.config.checkpointing)
             if after is not None:
                 new.append(after)
         x = self.norm(x)
         if state is None:
             return EncoderOutput(x[:, : int(x_lengths.max())], x_lengths, None)
-        assert subsampling is not None
-        return EncoderOutput(x, x_lengths, TransformerState(subsampling, tuple(new), tuple(pools)))
+        assert entrance is not None
+        return EncoderOutput(x, x_lengths, TransformerState(entrance, tuple(new), tuple(pools)))
 
-    def initial_state(
-        self, batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
-    ) -> TransformerState:
-        """State of `batch` streams that have heard nothing."""
+    def fresh_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> TransformerState:
+        """See Encoder.fresh_state."""
         bands = (layer for layer in self.layers if isinstance(layer, BandLayer))
         layers = tuple(layer.initial_state(batch, device, dtype) for layer in bands)
         pools = tuple(
             initial_window_state(batch, 2, self.output_dim, 0, device, dtype) for _ in self.config.pool_after
         )
-        return TransformerState(self.subsample.initial_state(batch, device, dtype), layers, pools)
+        return TransformerState(self.entrance.initial_state(batch, device, dtype), layers, pools)
 
 
 class BandLayer(nn.Module):

@@ -152,9 +152,9 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _angles(position: Tensor, width: int) -> Tensor:
-    """(n, width) float32: position / 10000^(i / width)."""
-    rate = torch.exp(torch.arange(width, device=position.device) * (-math.log(10000.0) / width))
-    return position[:, None].float() * rate
+    """(n, width) float64: position / 10000^(i / width). In float32 far positions would lie beside theirs."""
+    exponent = torch.arange(width, dtype=torch.float64, device=position.device) / width
+    return position[:, None] * torch.exp(-math.log(10000.0) * exponent)
 
 
 def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -63,10 +63,3 @@ class ContextConfig(Config):
         behind = number[:, None] - number[None]
         seen = behind >= 0
         return seen if self.left_chunks is None else seen & (behind <= self.left_chunks)
-
-    def describe(self, frame_s: float) -> str:
-        """For people."""
-        if self.chunk is None:
-            return "full context"
-        left = "all" if self.left_chunks is None else f"{self.left_chunks * self.chunk * frame_s:.2f} s of"
-        return f"chunks of {self.chunk * frame_s:.2f} s, {left} history"

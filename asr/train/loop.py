@@ -135,6 +135,7 @@ class Trainer:
         """Everything before the first step; ends with a checkpoint, the first that can be resumed."""
         steps = -(-len(self.batches) // self.options.accumulate)
         self.progress.total_steps = steps * self.options.epochs
+        self.network.encoder.check_steps(self.progress.total_steps)
         cost = preflight(self.setup)
         self._say(
             f"{cost.parameters / 1e6:.2f} M parameters · {self.options.epochs} epochs of {steps} steps · "

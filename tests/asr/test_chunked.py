@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from asr.encoders import ConformerEncoder, ConformerEncoderConfig, TransformerEncoderConfig, build_encoder
+from asr.encoders import (
+    ConformerEncoder,
+    ConformerEncoderConfig,
+    Latency,
+    TransformerEncoderConfig,
+    build_encoder,
+)
 from asr.errors import ConfigError, StreamingError
+from asr.layers.attention import PositionKind, positions
 from asr.layers.context import ContextConfig
 from asr.layers.residual import Branch
 from asr.layers.subsampling import SubsamplingConfig
@@ -68,14 +76,70 @@ def test_refused_contexts_of_a_built_encoder() -> None:
 
 def test_full_context_asked_to_stream_says_what_would() -> None:
     several = build(contexts=(ContextConfig(), *STREAMS))
-    with pytest.raises(StreamingError, match=r"choose one of its latencies, 240, 80 ms \(--latency 240\)"):
+    with pytest.raises(StreamingError, match=r"choose one of its latencies, 80, 240 ms \(--latency 80\)"):
         several.initial_state(1)
-    several.with_latency(0.24).initial_state(1)
+    several.with_latency(Latency(0.24)).initial_state(1)
     with pytest.raises(StreamingError, match="its context is the whole utterance; transcribe whole"):
         build().initial_state(1)
     unbounded = build(contexts=(ContextConfig(chunk=4),))
-    with pytest.raises(StreamingError, match="cannot stream"):
+    with pytest.raises(StreamingError, match="cannot stream: it remembers all that it has heard"):
         unbounded.initial_state(1)
+    assert unbounded.algorithmic_latency_s == several.algorithmic_latency_s == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("latency", "left_chunks"),
+    [
+        (Latency(0.24), 2),  # as trained
+        (Latency(0.08), 4),
+        (Latency(0.48), 1),  # not trained: the longest history, 480 ms
+        (Latency(0.36), 2),  # rounded up to chunks
+        (Latency(0.24, 0.0), 0),
+        (Latency(0.24, 0.5), 3),
+        (Latency(0.08, 0.16), 2),
+    ],
+)
+def test_a_latency_has_the_history_of_its_training(latency: Latency, left_chunks: int) -> None:
+    view = build(contexts=(*STREAMS, ContextConfig())).with_latency(latency)
+    assert view.context == ContextConfig(chunk=round(latency.chunk_s / 0.04), left_chunks=left_chunks)
+
+
+@pytest.mark.parametrize("contexts", [(ContextConfig(),), (ContextConfig(chunk=6),)])
+def test_a_history_that_was_not_trained_has_to_be_chosen(contexts: tuple[ContextConfig, ...]) -> None:
+    encoder = build(contexts=contexts)
+    with pytest.raises(ConfigError, match=r"not trained with a limited history.*--latency 240:2000"):
+        encoder.with_latency(Latency(0.24))
+    assert encoder.with_latency(Latency(0.24, 2.0)).context == ContextConfig(chunk=6, left_chunks=9)
+
+
+@pytest.mark.parametrize(
+    ("latency", "message"),
+    [
+        (Latency(float("nan")), "expected chunks of up to 60 s, found nan ms: 80 ms is the shortest"),
+        (Latency(float("inf")), "found inf ms"),
+        (Latency(0.0), "found 0 ms"),
+        (Latency(-0.24), "found -240 ms"),
+        (Latency(1e9), "expected chunks of up to 60 s"),
+        (Latency(0.12), "expected chunks of whole frames of 80 ms, found 120 ms: 80 or 160 would do"),
+        (Latency(0.01), "found 10 ms: 80 or 160 would do"),
+        (Latency(0.24, float("nan")), "expected a history of 0 to 300000 ms, found nan ms"),
+        (Latency(0.24, -1.0), "found -1000 ms"),
+        (Latency(0.24, 1e9), "expected a history"),
+    ],
+)
+def test_latencies_that_cannot_be(latency: Latency, message: str) -> None:
+    """In milliseconds, of frames as they are behind the pooling."""
+    with pytest.raises(ConfigError, match=message):
+        build(contexts=STREAMS, pool_after=(1,)).with_latency(latency)
+
+
+def test_latencies_are_listed() -> None:
+    assert build(contexts=(*STREAMS, ContextConfig())).latencies == (
+        pytest.approx((0.08, 0.32)),
+        pytest.approx((0.24, 0.48)),
+        Latency(None),
+    )
+    assert build(contexts=(ContextConfig(chunk=4),)).latencies == ()
 
 
 def test_training_warms_up_with_the_first_context_and_then_draws() -> None:
@@ -113,6 +177,23 @@ def test_branches_begin_small(
         assert float(layer.bias.detach().abs().max()) <= largest
 
 
+@pytest.mark.parametrize("kind", ["rotary", "relative"])
+def test_far_positions_are_as_exact_as_near_ones(kind: PositionKind) -> None:
+    """Twenty minutes of 40 ms frames; angles rounded to float32 would be off by 1e-3 there."""
+    far, dim, heads = 30_000, 16, 2
+    where = positions(kind, dim, heads, far, 2, torch.zeros(1))
+    if where.rotation is not None:
+        rate = 10000.0 ** -(np.arange(dim // heads // 2) / (dim // heads // 2))
+        exact = np.arange(-far, 2)[:, None] * rate
+        found, expected = torch.stack(where.rotation), np.stack((np.cos(exact), np.sin(exact)))
+    else:
+        assert where.distances is not None
+        exact = np.arange(far + 1, -2, -1)[:, None] * 10000.0 ** -(np.arange(dim // 2) / (dim // 2))
+        found, expected = where.distances, np.concatenate((np.sin(exact), np.cos(exact)), axis=1)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-7)
+
+
 def test_use_has_the_first_context() -> None:
     x, lengths = batch()
     several = build(contexts=(*STREAMS, ContextConfig())).eval()
@@ -120,12 +201,16 @@ def test_use_has_the_first_context() -> None:
     torch.testing.assert_close(several(x, lengths).y, alone(x, lengths).y, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("context", [ContextConfig(), STREAMS[0]])
-def test_checkpointing_changes_no_gradient(context: ContextConfig) -> None:
+def test_checkpointing_changes_no_gradient(context: ContextConfig, views: bool) -> None:
     x, lengths = batch()
     found, runs = [], []
     for checkpointing in (False, True):
-        encoder = build(contexts=(context,), checkpointing=checkpointing, dropout=0.3).train()
+        encoder = build(contexts=(context,), checkpointing=checkpointing, dropout=0.3).eval()
+        # A view shares its layers, and with them whether they train.
+        view = encoder.with_context(context)
+        encoder = (encoder.train(), view)[views]
         runs.append(0)
 
         def count(*_: object) -> None:
@@ -143,10 +228,10 @@ def test_checkpointing_changes_no_gradient(context: ContextConfig) -> None:
     assert runs == [3, 6]
 
 
-@pytest.mark.parametrize("positions", ["rotary", "relative"])
-def test_bfloat16_is_near(positions: str) -> None:
+@pytest.mark.parametrize("kind", ["rotary", "relative"])
+def test_bfloat16_is_near(kind: str) -> None:
     x, lengths = batch()
-    encoder = build(positions=positions, contexts=STREAMS).train()
+    encoder = build(positions=kind, contexts=STREAMS).train()
     with torch.autocast("cpu", torch.bfloat16):
         y = encoder(x, lengths).y
     y.float().square().sum().backward()
@@ -164,4 +249,4 @@ def test_a_transformer_transducer_has_its_context_in_its_layers() -> None:
     encoder = build_encoder(config, BINS, 0.01)
     assert encoder.streaming
     with pytest.raises(ConfigError, match="the latency that it was trained with"):
-        encoder.with_latency(0.24)
+        encoder.with_latency(Latency(0.24))

@@ -198,6 +198,15 @@ def test_state_does_not_grow(encoder: Encoder) -> None:
         assert states.bytes_per_stream(state) == size
 
 
+@torch.no_grad()
+def test_state_is_of_the_dtype_of_the_weights(encoder: Encoder) -> None:
+    encoder = encoder.double()
+    x, length = torch.randn(1, 60, BINS, dtype=torch.float64), torch.tensor([60])
+    y, y_lengths, _ = encoder(x, length, encoder.initial_state(1))
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y[:, :y_lengths], encoder(x, length).y[:, :y_lengths])
+
+
 def test_gradients_reach_every_parameter(encoder: Encoder) -> None:
     encoder(torch.randn(2, 40, BINS), torch.tensor([40, 31])).y.square().sum().backward()
     for name, parameter in encoder.named_parameters():
@@ -217,6 +226,7 @@ def test_bidirectional_sees_both_sides_and_refuses_to_stream() -> None:
     torch.testing.assert_close(y[1, :5], alone, rtol=1e-4, atol=1e-4)
     with pytest.raises(StreamingError, match="bidirectional"):
         encoder.initial_state(1)
+    assert encoder.algorithmic_latency_s == float("inf")
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from asr.data.augment import AugmentConfig, SpeedConfig
 from asr.data.batches import BatchesConfig, ConcatenateConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
 from asr.encoders import ChunkedEncoder, ConformerEncoderConfig, LstmEncoderConfig
-from asr.errors import ManifestError, ModelError, TokenError, TrainingError
+from asr.errors import ConfigError, ManifestError, ModelError, TokenError, TrainingError
 from asr.evaluate import Options, evaluate
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
@@ -120,15 +120,18 @@ class StopAt:
         monkeypatch.setattr(metrics.RunLog, "write", counted)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "num_workers"), [(1, 0), (2, 0), (1, 1)])
 def test_resuming_is_exact(
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     accumulate: int,
+    num_workers: int,
 ) -> None:
     config = recipe(epochs=3, accumulate=accumulate)
+    batches = config.batches.model_copy(update={"num_workers": num_workers})
+    config = config.model_copy(update={"batches": batches})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, corpus, whole)
     steps = [r for r in read_log(whole) if r["kind"] == "train"]
@@ -411,6 +414,11 @@ def test_training_hears_drawn_contexts_after_the_warm_up(
     assert heard[True][:8] == [first] * 8
     assert set(heard[True][8:]) == {first, second}
     assert set(heard[False]) == {first}
+    late = network.model_copy(update={"encoder": encoder.model_copy(update={"context_warmup_steps": 500})})
+    with pytest.raises(
+        ConfigError, match=r"context_warmup_steps is 500 and the training has \d+ steps: 1 contexts"
+    ):
+        train(base.model_copy(update={"network": late}), corpus, tmp_path / "late")
 
 
 def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
