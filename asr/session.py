@@ -1,13 +1,17 @@
 """A live stream: samples in as they come, events out.
 
+The model is asked as soon as the samples that a new encoder frame needs are there, and not before: what a
+frame waits for live is the model's algorithmic latency.
+
 With an `EndpointConfig` the stream is cut into utterances. Each begins with an empty history of labels, while
 features and encoder go on, so nothing between two utterances is lost. The rules are asked after every step of
-the encoder, at the same places whatever pieces were fed.
+the encoder, at the same places whatever pieces were fed. An utterance that has become too long ends before
+its last word if that may go on; the next one begins with this word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +24,7 @@ from asr import state as states
 from asr.audio import Resampler, as_float
 from asr.endpoint import EndpointConfig, Rule
 from asr.errors import StreamingError
-from asr.lengths import samples_to_seconds, seconds_to_samples
+from asr.lengths import samples_to_seconds
 from asr.search import Token
 from asr.transcript import Transcript, make_transcript
 from asr.vad import VoiceActivity
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from asr.recognizer import Recognizer, StreamState
 
 Samples = npt.NDArray[np.float32]
+WORD_PAUSE_S = 0.5
+"""A word behind which nothing came for so long is complete."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,10 @@ class Event:
     """Which utterance of the stream, from 0 on."""
     rule: Rule | None = None
     """Why the utterance has ended; None if the stream did."""
+    first_end_s: float | None = None
+    """Where its first token ends, in seconds of the stream; None without any."""
+    last_end_s: float | None = None
+    """Where its last token ends."""
 
     @cached_property
     def transcript(self) -> Transcript:
@@ -74,7 +84,9 @@ class Session:
         self._waiting: list[Samples] = []
         self._waiting_samples = 0
         self._heard = 0
-        self._step = seconds_to_samples(encoder.chunk_frames * encoder.frame_shift_s, recognizer.sample_rate)
+        # The encoder answers when it has heard `lookahead_frames` beyond a chunk.
+        self._first_due = recognizer.fbank.samples_for(encoder.chunk_frames + encoder.lookahead_frames)
+        self._step = encoder.chunk_frames * recognizer.fbank.config.shift
         self._frame_s = 1.0 / encoder.frame_rate
         self._utterance = 0
         self._begin(0)
@@ -83,6 +95,13 @@ class Session:
     def state_bytes(self) -> int:
         """Memory that the stream's state takes; constant however long it runs."""
         return 0 if self._state is None else states.bytes_per_stream(self._state)
+
+    @property
+    def frames(self) -> int:
+        """Encoder frames that have been searched; raises StreamingError after `finish`."""
+        self._require_open()
+        assert self._state is not None
+        return int(self._recognizer.search.frames(self._state.search)[0])
 
     def feed(self, samples: npt.NDArray[Any]) -> list[Event]:
         """The next samples, (N,) float in -1..1 or int16, any N.
@@ -112,25 +131,32 @@ class Session:
         if self._state is None:
             raise StreamingError(f"{self._name}: this stream has been finished; begin another with .stream()")
 
-    def _begin(self, frame: int) -> None:
-        """A new utterance, from this encoder frame on."""
-        self._tokens: list[Token] = []
+    def _begin(self, frame: int, tokens: Sequence[Token] = ()) -> None:
+        """A new utterance, from this encoder frame on, of which these tokens are known."""
+        self._tokens = list(tokens)
         self._truncated, self._first_frame = 0, frame
+
+    @property
+    def _due(self) -> int:
+        """Samples of the stream with which the encoder has its next frame."""
+        steps = max(0, (self._heard - self._first_due) // self._step + 1)
+        return self._first_due + steps * self._step
 
     def _advance(self, samples: Samples, last: bool) -> list[Event]:
         self._waiting.append(samples)
         self._waiting_samples += len(samples)
-        # A step costs about the same for 1 ms of audio as for what the encoder hears at once: wait for that.
-        if self._waiting_samples == 0 or (self._waiting_samples < self._step and not last):
+        if self._heard + self._waiting_samples < self._due and not last:
             return []
         waiting = np.concatenate(self._waiting)
-        self._waiting, self._waiting_samples = [], 0
-        if self._endpoint is None:
-            return self._hear(waiting)
-        events, rest = list[Event](), len(waiting) if last else len(waiting) // self._step * self._step
-        for start in range(0, rest, self._step):
-            events += self._hear(waiting[start : min(start + self._step, rest)])
-        self._waiting, self._waiting_samples = [waiting[rest:]], len(waiting) - rest
+        events = list[Event]()
+        if self._endpoint is not None:
+            while (size := self._due - self._heard) <= len(waiting):
+                events += self._hear(waiting[:size])
+                waiting = waiting[size:]
+        if len(waiting) and (last or self._endpoint is None):
+            events += self._hear(waiting)
+            waiting = waiting[:0]
+        self._waiting, self._waiting_samples = [waiting], len(waiting)
         return events
 
     def _hear(self, samples: Samples) -> list[Event]:
@@ -150,30 +176,40 @@ class Session:
 
     def _ended(self) -> list[Event]:
         """The final event, if the utterance has ended; another one begins."""
-        assert self._state is not None
         if self._endpoint is None:
             return []
-        frame = int(self._recognizer.search.frames(self._state.search)[0])
-        rule = self._endpoint.rule((frame - self._first_frame) * self._frame_s, self._silence_s(frame))
-        if rule is None:
+        assert self._state is not None
+        search, frame = self._recognizer.search, self.frames
+        going_on = search.flush(self._state.search)[0]
+        said = [*self._tokens, *going_on]
+        length_s = (frame - (said[0].frame if said else self._first_frame)) * self._frame_s
+        rule = self._endpoint.rule(length_s, self._silence_s(said, frame))
+        if rule is None or (rule != "nothing" and not self._tokens):
             return []
-        search = self._recognizer.search
-        waiting = search.flush(self._state.search)[0]
-        self._tokens += waiting
+        whole = len(self._tokens) if rule == "silence" else self._complete(frame, bool(going_on))
+        rest, self._tokens = self._tokens[whole:], self._tokens[:whole]
         events = [self._event("final", rule)] if self._tokens else []
-        self._state = replace(self._state, search=search.restart(self._state.search))
+        self._state = replace(
+            self._state, search=search.restart(self._state.search, [[token.id for token in rest]])
+        )
         self._utterance += bool(self._tokens)
-        self._begin(frame)
-        return events
+        self._begin(frame, rest)
+        return events + ([self._event("partial")] if rest else [])
 
-    def _silence_s(self, frame: int) -> float | None:
-        """Silence behind the last word; None if there was none."""
-        if not self._tokens:
+    def _complete(self, frame: int, going_on: bool) -> int:
+        """How many of the tokens belong to complete words; all of them if there is but one word."""
+        words = self._recognizer.tokenizer.words([token.id for token in self._tokens])
+        if len(words) < 2 or words[-1].stop < len(self._tokens):
+            return len(self._tokens)
+        pause_s = (frame - self._tokens[-1].end_frame) * self._frame_s
+        return len(self._tokens) if pause_s >= WORD_PAUSE_S and not going_on else words[-1].start
+
+    def _silence_s(self, said: Sequence[Token], frame: int) -> float | None:
+        """Silence behind what was said; None if that is nothing."""
+        if not said:
             return None
-        silence_s = (frame - self._tokens[-1].end_frame) * self._frame_s
-        if self._voice is None:
-            return silence_s
-        return min(silence_s, self._voice.silence_s)
+        silence_s = (frame - said[-1].end_frame) * self._frame_s
+        return silence_s if self._voice is None else min(silence_s, self._voice.silence_s)
 
     def _event(self, kind: Literal["partial", "final"], rule: Rule | None = None) -> Event:
         """The utterance as it is. Over hours, making the text at every step would cost more than hearing."""
@@ -185,4 +221,6 @@ class Session:
                 tokens[:count], self._recognizer.tokenizer, self._frame_s, duration_s, truncated
             )
 
-        return Event(kind, make, self._utterance, rule)
+        first_end_s = tokens[0].end_frame * self._frame_s if tokens else None
+        last_end_s = tokens[-1].end_frame * self._frame_s if tokens else None
+        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def make_model(tmp_path: Path):
     from asr.encoders import LstmEncoderConfig
     from asr.features.fbank import FbankConfig
     from asr.joiner import JoinerConfig
-    from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
+    from asr.losses import CtcLossConfig, LossConfig, TopologyConfig, TransducerLossConfig
     from asr.model_directory import ModelConfig, build_network, save_model
     from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig
     from asr.search import SearchConfig
@@ -91,6 +91,7 @@ def make_model(tmp_path: Path):
         bidirectional: bool = False,
         lookahead: int = 2,
         seed: int = 0,
+        topology: Literal["ctc"] | None = None,
         encoder: EncoderConfig | None = None,
     ) -> Path:
         tokenizer = train_tokenizer(TokenizerConfig(kind="word"), ["zero one two three four"])
@@ -107,7 +108,11 @@ def make_model(tmp_path: Path):
             else None,
             joiner=JoinerConfig(dim=16),
             loss=LossConfig(
-                transducer=TransducerLossConfig(weight=1.0 if transducer else 0.0),
+                transducer=TransducerLossConfig(
+                    kind="full" if topology else "fused",
+                    topology=TopologyConfig(name=topology or "rnnt"),
+                    weight=1.0 if transducer else 0.0,
+                ),
                 ctc=CtcLossConfig(weight=0.5 if kind == "hybrid" else 0.0 if transducer else 1.0),
             ),
         )

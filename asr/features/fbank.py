@@ -90,6 +90,10 @@ class Fbank(nn.Module):
         """Seconds of audio after frame t's nominal start, t * shift_s, that the frame needs."""
         return self.window_s if self.config.snip_edges else (self.window_s + self.shift_s) / 2
 
+    def samples_for(self, frames: int) -> int:
+        """Samples after which a live stream has given its first `frames` frames (at least 1)."""
+        return self._history + self.config.window - self._left + (frames - 1) * self.config.shift
+
     def initial_state(self, batch: int, device: torch.device | str | None = None) -> FbankState:
         """The state of `batch` streams that have not started."""
         device = self.log_mel.mel.device if device is None else torch.device(device)

@@ -7,7 +7,8 @@ follows, so a token comes one frame after its end, or at the flush.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -75,9 +76,9 @@ class CtcGreedySearch:
         """The run that the end of the stream closes."""
         return [[run] if run.id != self.model.blank else [] for run in self._runs(state)]
 
-    def restart(self, state: CtcState) -> CtcState:
-        """No run is open."""
-        return replace(self.initial_state(len(state.frame), state.frame.device), frame=state.frame)
+    def restart(self, state: CtcState, said: Sequence[Sequence[int]]) -> CtcState:
+        """What was said has no effect; an open run stays open."""
+        return state
 
     def frames(self, state: CtcState) -> Tensor:
         """(B,) int64: frames searched so far."""

@@ -9,7 +9,9 @@ where the bound bites are counted and reported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -129,10 +131,16 @@ class GreedySearch:
         """Nothing waits: labels are emitted on the frame that decides them."""
         return [[] for _ in range(state.frame.shape[0])]
 
-    def restart(self, state: GreedyState) -> GreedyState:
-        """The predictor has seen nothing; frames that a symbol has still to consume stay so."""
+    @torch.inference_mode()
+    def restart(self, state: GreedyState, said: Sequence[Sequence[int]]) -> GreedyState:
+        """The predictor has seen `said`; what the last symbol still consumes, or is held on by, stays."""
         fresh = self.initial_state(len(state.frame), state.frame.device)
-        return replace(fresh, frame=state.frame, skip=state.skip)
+        predictor, projected = fresh.predictor, fresh.projected
+        for labels in zip_longest(*said):
+            there = torch.tensor([label is not None for label in labels], device=state.frame.device)
+            label = torch.tensor([label or self.model.blank for label in labels], device=state.frame.device)
+            predictor, projected = self._extend(predictor, projected, label, there)
+        return replace(state, predictor=predictor, projected=projected)
 
     def frames(self, state: GreedyState) -> Tensor:
         """(B,) int64: frames searched so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -40,10 +41,13 @@ class Search(Protocol):
         """Search the next encoder frames (B, T', E), of which lengths (B,) are valid."""
 
     def flush(self, state: Any) -> list[list[Token]]:
-        """Tokens that were waiting for the end of the stream."""
+        """Tokens that wait for their end, as the end of the stream would give them; the state stays."""
 
-    def restart(self, state: Any) -> Any:
-        """The state with nothing said so far, while the frames are counted on."""
+    def restart(self, state: Any, said: Sequence[Sequence[int]]) -> Any:
+        """The state as if only the labels `said` of each stream had been said, while frames are counted on.
+
+        What waits for its end goes on to wait: nothing is given twice, and nothing is lost.
+        """
 
     def frames(self, state: Any) -> Tensor:
         """(B,) int64: frames searched so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from asr.errors import ConfigError, MissingExtraError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.recognizer import Event, Transcript
+from asr.search import SearchOutput, Token
+from asr.text.tokenizer import TokenizerConfig, train_tokenizer
 from asr.vad import SileroVad
 
 RATE = 8000
@@ -93,27 +96,178 @@ def test_utterances_end_at_the_same_places_in_any_chunking(
 
 
 def test_an_utterance_is_decoded_as_if_it_began_there(make_model, speech_like) -> None:
-    """The frames of the whole stream, decoded from where the utterance before ended with an empty history."""
+    """Frame by frame, with the history of labels that belongs to the utterance and no other."""
     recognizer = asr.load(make_model(kind="lstm-predictor"))
-    samples = speech_like(5.0, seed=3)
-    step_s = recognizer.network.encoder.chunk_frames * recognizer.network.encoder.frame_shift_s
+    model, search, samples = recognizer.network, recognizer.search, speech_like(5.0, seed=3)
     session = recognizer.stream(RATE, endpoint=rules(max_length_s=1.2))
-    finals = [e for e in fed(session, samples, [1234]) if e.kind == "final"]
-    assert len(finals) > 3
+    found = utterances(fed(session, samples, [1234]))
+    assert len(found) > 3
     with torch.inference_mode():
         features, lengths, _ = recognizer.fbank(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
-        y, y_lengths, _ = recognizer.network.encode(features, lengths)
-    frame_s, first = step_s, 0
-    for number, event in enumerate(finals):
-        last = int(y_lengths) if number == len(finals) - 1 else first + round(1.2 / frame_s)
-        search = recognizer.search
-        out = search(y[:, first:last], torch.tensor([last - first]), search.initial_state(1))
-        tokens = out.tokens[0] + search.flush(out.state)[0]
-        assert [t.start_s for t in event.transcript.tokens] == pytest.approx(
-            [(first + t.frame) * frame_s for t in tokens]
-        )
-        assert event.text == recognizer.tokenizer.decode([t.id for t in tokens])
-        first = last
+        y, y_lengths, _ = model.encode(features, lengths)
+        state, tokens, expected = search.initial_state(1), [], []
+        for t in range(int(y_lengths)):
+            step = search(y[:, t : t + 1], torch.tensor([1]), state)
+            state, tokens = step.state, tokens + step.tokens[0]
+            if not tokens or t + 1 - tokens[0].frame < 30:
+                continue
+            # Every label is a word, and all but the last are complete.
+            done = len(tokens) if len(tokens) == 1 or t + 1 - tokens[-1].end_frame >= 12.5 else -1
+            expected.append(tokens[:done])
+            tokens = [] if done > 0 else tokens[-1:]
+            history = torch.tensor([[0, *(token.id for token in tokens)]])
+            y_after, predictor = model.predictor(history, model.predictor.initial_state(1))
+            state = replace(state, predictor=predictor, projected=model.joiner.predictor(y_after[:, -1]))
+    expected.append(tokens)
+    spans = [[(t.frame * 0.04, t.end_frame * 0.04) for t in tokens] for tokens in expected]
+    assert [[(start, end) for _, start, end in tokens] for _, _, tokens in found] == [
+        [pytest.approx(span) for span in tokens] for tokens in spans
+    ]
+
+
+class Scripted:
+    """A search that finds what it is told: (label, first frame, frame behind the last) of one stream.
+
+    A label is given when its last frame has been searched, and waits, open, from its first one on.
+    """
+
+    def __init__(self, script: list[tuple[int, int, int]]) -> None:
+        self.script = [Token(label, start, stop, 0.0) for label, start, stop in script]
+        self.said: list[list[int]] = []
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> torch.Tensor:
+        return torch.zeros(batch, dtype=torch.int64)
+
+    def __call__(self, encoded: torch.Tensor, lengths: torch.Tensor, state: torch.Tensor) -> SearchOutput:
+        after = state + lengths
+        found = [token for token in self.script if int(state) < token.end_frame <= int(after)]
+        return SearchOutput([found], after, [0])
+
+    def flush(self, state: torch.Tensor) -> list[list[Token]]:
+        return [[t._replace(end_frame=int(state)) for t in self.script if t.frame < int(state) < t.end_frame]]
+
+    def restart(self, state: torch.Tensor, said: list[list[int]]) -> torch.Tensor:
+        self.said += said
+        return state
+
+    def frames(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+def letters(text: str, frame: int, every: int = 1, width: int = 1) -> list[tuple[int, int, int]]:
+    """The labels of a text, a letter every so many frames."""
+    return [(label(c), frame + i * every, frame + i * every + width) for i, c in enumerate(text)]
+
+
+def label(letter: str) -> int:
+    return LETTERS.symbols.index(letter.replace(" ", "▁"))
+
+
+LETTERS = train_tokenizer(TokenizerConfig(kind="char"), ["ab cdefghijklmnopqrstuvwxyz"])
+FRAME_S = 0.04
+
+
+def ended(make_model, script: list[tuple[int, int, int]], endpoint: EndpointConfig, frames: int):
+    """Finals (text, rule, seconds fed) of a stream of so many frames, the history left, and the text live."""
+    recognizer = asr.load(make_model(lookahead=0))
+    search = recognizer.search = Scripted(script)
+    recognizer.tokenizer = LETTERS
+    session, finals, shown = recognizer.stream(RATE, endpoint=endpoint), [], ""
+    for number in range(frames):
+        for event in session.feed(np.zeros(320, np.float32)):
+            shown = event.text
+            if event.kind == "final":
+                finals.append((event.text, event.rule, round((number + 1) * FRAME_S, 2)))
+    return finals, search.said, shown
+
+
+def test_silence_before_the_first_word_is_not_length(make_model) -> None:
+    script = letters("one two", 50)
+    finals, _, shown = ended(make_model, script, rules(max_length_s=1.2), 50 + 28)
+    assert (finals, shown) == ([], "one two")
+    finals, _, _ = ended(make_model, script, rules(max_length_s=1.2, nothing_s=1.0), 50 + 32)
+    assert [(text, rule) for text, rule, _ in finals] == [("one two", "length")]
+
+
+@pytest.mark.parametrize(
+    ("text", "finals", "said"),
+    [
+        ("one two three four", ["one two"], "thr"),  # at the frame of the r
+        ("one two th", ["one two"], "th"),  # and nothing more: it may go on
+        ("one two ", ["one two "], ""),  # complete: a space is behind it
+        ("onetwothreefour", ["onetwothree"], ""),  # a word without an end: somewhere it has to end
+        ("one", ["one"], ""),
+    ],
+)
+def test_length_ends_behind_a_complete_word(make_model, text: str, finals: list[str], said: str) -> None:
+    found, histories, shown = ended(make_model, letters(text, 0), rules(max_length_s=11 * FRAME_S), 12)
+    assert [final.strip() for final, _, _ in found] == [final.strip() for final in finals]
+    assert histories == [[label(c) for c in said]]
+    assert shown.startswith(said)
+
+
+def test_a_word_behind_which_nothing_comes_is_complete(make_model) -> None:
+    finals, said, _ = ended(make_model, letters("one two", 0), rules(max_length_s=1.0), 27)
+    assert (finals, said) == ([("one two", "length", 1.04)], [[]])
+
+
+def test_a_carried_word_goes_on_in_the_next_utterance(make_model) -> None:
+    endpoint = rules(max_length_s=11 * FRAME_S, trailing_silence_s=0.2)
+    finals, said, _ = ended(make_model, letters("one two three", 0), endpoint, 40)
+    assert [(text, rule) for text, rule, _ in finals] == [("one two", "length"), ("three", "silence")]
+    assert said == [[label(c) for c in "thr"], []]
+
+
+def test_a_label_that_is_being_said_is_no_silence(make_model) -> None:
+    """A CTC run is given when it has ended; until then it is open, and no rule may overlook it."""
+    script = [*letters("a", 0), *letters("b", 2, width=30)]
+    endpoint = rules(trailing_silence_s=0.4, nothing_s=0.4)
+    finals, _, _ = ended(make_model, script, endpoint, 30)
+    assert finals == []
+    finals, _, _ = ended(make_model, script, endpoint, 45)
+    assert [(text, rule) for text, rule, _ in finals] == [("ab", "silence")]
+    finals, _, _ = ended(make_model, script[1:], endpoint, 30)
+    assert finals == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("topology", [None, "ctc"])
+def test_no_label_is_given_twice_or_lost(make_model, speech_like, topology: str | None, seed: int) -> None:
+    """Where labels have no history, the utterances of a stream are the stream, cut."""
+    kind = "ctc" if topology is None else "transducer"
+    recognizer, samples = asr.load(make_model(kind=kind, topology=topology)), speech_like(5.0, seed=seed)
+    if topology is not None:
+        network = recognizer.network
+        with torch.no_grad():
+            network.predictor.embedding.weight.zero_()
+            # Only what differs from the mean frame is heard: random weights would hold one label for ever.
+            features, lengths, _ = recognizer.fbank(torch.from_numpy(samples)[None], torch.tensor([40000]))
+            mean = network.encode(features, lengths).y[0].mean(dim=0)
+            network.joiner.encoder.bias.copy_(-network.joiner.encoder.weight @ mean)
+            network.joiner.output.bias.zero_()
+    whole = times(recognizer.transcribe(samples, RATE))
+    endpoint = EndpointConfig(trailing_silence_s=0.12, nothing_s=0.2, max_length_s=0.32)
+    session = recognizer.stream(RATE, endpoint=endpoint)
+    found = utterances(fed(session, samples, [500]))
+    assert len(found) > 5
+    assert [token for _, _, tokens in found for token in tokens] == whole
+
+
+@pytest.mark.parametrize("piece", [1, 80, 1000])
+@pytest.mark.parametrize("name", ["lstm", "conformer", "endpointed"])
+def test_a_frame_comes_as_soon_as_it_can(make_model, speech_like, name: str, piece: int) -> None:
+    recognizer = asr.load(make_model(encoder=CHUNKED if name == "conformer" else None))
+    endpoint = EndpointConfig() if name == "endpointed" else None
+    session, samples, frames, waited = recognizer.stream(RATE, endpoint=endpoint), speech_like(1.5), 0, []
+    for start in range(0, len(samples), piece):
+        session.feed(samples[start : start + piece])
+        if session.frames > frames:
+            waited.append((start + piece) / RATE - frames * FRAME_S)
+            frames = session.frames
+    stated = recognizer.algorithmic_latency_s
+    assert stated == pytest.approx(0.1275)
+    assert all(stated - 1e-9 <= each <= stated + piece / RATE for each in waited)
+    assert len(waited) > 8
 
 
 def test_silence_ends_an_utterance_and_nothing_makes_no_event(make_model, speech_like) -> None:
