@@ -54,8 +54,8 @@ class Options(NamedTuple):
         """What results of these options are called, behind the name of the data."""
         parts: list[str] = [self.head] if self.head else []
         if self.latency is not None:
-            chunk_s = self.latency.chunk_s
-            parts.append("full" if chunk_s is None else f"{1000 * chunk_s:.0f}ms")
+            seconds = [length_s for length_s in self.latency if length_s is not None]
+            parts += [f"{1000 * length_s:g}ms" for length_s in seconds] or ["full"]
         parts += ["live"] if self.live_chunk_s is not None else []
         return "".join(f"-{part}" for part in parts)
 

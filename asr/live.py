@@ -2,12 +2,15 @@
 
 A recording is fed in chunks to a `Session`. Every update carries the audio time at which it appeared
 (seconds of the recording fed so far) and the computing it took, so that delays and the real-time factor
-are measured on the very path that live use takes.
+are measured on the very path that live use takes. Whatever ends the audio, its own end, an interrupt or an
+error of its source, what was heard before is finished first.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from asr.audio import audio_blocks, probe
+from asr.audio import Samples, audio_blocks, probe
 from asr.endpoint import EndpointConfig
+from asr.errors import AsrError
+from asr.interrupt import Interrupt
 from asr.recognizer import Event, Recognizer, Transcript
 from asr.score.latency import StreamStats
 from asr.vad import VoiceActivity
@@ -31,30 +36,36 @@ class Response:
     final_s: float
     """From the end of the last token to the final result."""
     real_time_factor: float
-    """Computing time per audio time of the utterance."""
+    """Computing time per audio time of the utterance; NaN if it ended with what another one had fed."""
 
     def __str__(self) -> str:
-        return (
-            f"first token {1000 * self.first_token_s:.0f} ms, final {1000 * self.final_s:.0f} ms, "
-            f"real-time factor {self.real_time_factor:.3f}"
-        )
+        delays = f"first token {1000 * self.first_token_s:.0f} ms, final {1000 * self.final_s:.0f} ms"
+        if math.isnan(self.real_time_factor):
+            return delays
+        return f"{delays}, real-time factor {self.real_time_factor:.3f}"
 
 
 @dataclass(frozen=True)
 class Update:
     """What a user has seen and waited for, so far."""
 
-    transcript: Transcript
+    event: Event
     heard_s: float
     """Seconds of audio fed so far."""
     stats: StreamStats
     """Computing so far."""
-    final: bool
-    """Whether the utterance has ended."""
-    utterance: int = 0
-    """Which utterance of the stream, from 0 on."""
     response: Response | None = None
     """Of a final result with words."""
+
+    @property
+    def transcript(self) -> Transcript:
+        """Of the utterance so far; made when it is looked at."""
+        return self.event.transcript
+
+    @property
+    def final(self) -> bool:
+        """Whether the utterance has ended."""
+        return self.event.kind == "final"
 
 
 def feed_file(
@@ -65,11 +76,14 @@ def feed_file(
     realtime: bool = False,
     endpoint: EndpointConfig | None = None,
     voice: VoiceActivity | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Iterator[Update]:
     """Feed a file at its own sample rate in chunks of `chunk_s`; `realtime` waits as a microphone would."""
     rate = probe(path).sample_rate
     chunks = audio_blocks(path, rate, chunk_s)
-    return feed(recognizer, chunks, rate, realtime=realtime, endpoint=endpoint, voice=voice)
+    if realtime:
+        chunks = _paced(chunks, rate)
+    return feed(recognizer, chunks, rate, endpoint=endpoint, voice=voice, interrupt=interrupt)
 
 
 def feed(
@@ -77,30 +91,43 @@ def feed(
     chunks: Iterable[npt.NDArray[Any]],
     sample_rate: int,
     *,
-    realtime: bool = False,
     endpoint: EndpointConfig | None = None,
     voice: VoiceActivity | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Iterator[Update]:
-    """Feed chunks of samples; an update for whatever changed a transcript, the last one final."""
+    """Feed chunks of samples; an update for whatever changed a transcript, the last one final.
+
+    A request of `interrupt` ends the audio. An AsrError of the chunks is raised behind the last update.
+    """
     session = recognizer.stream(sample_rate, endpoint=endpoint, voice=voice)
     stats = StreamStats(state_bytes=session.state_bytes)
-    watch = _Watch()
-    start, fed = time.perf_counter(), 0
-    for chunk in chunks:
-        fed += len(chunk)
-        heard_s = fed / sample_rate
-        if realtime:
-            time.sleep(max(0.0, start + heard_s - time.perf_counter()))
-        begun = time.perf_counter()
-        events = session.feed(chunk)
-        stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
-        for event in events:
-            yield watch.update(event, heard_s, stats)
+    watch, fed, failure = _Watch(), 0, None
+    try:
+        for chunk in chunks if interrupt is None else interrupt.until(chunks):
+            begun = time.perf_counter()
+            events = session.feed(chunk)
+            fed += len(chunk)
+            stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
+            for event in events:
+                yield watch.update(event, fed / sample_rate, stats)
+    except AsrError as error:
+        failure = error
     begun = time.perf_counter()
     events = session.finish()
     stats = stats.chunk(0.0, time.perf_counter() - begun)
     for event in events:
         yield watch.update(event, fed / sample_rate, stats)
+    if failure is not None:
+        raise failure
+
+
+def _paced(chunks: Iterable[Samples], sample_rate: int) -> Iterator[Samples]:
+    """Each chunk when its last sample would have been spoken."""
+    start, fed = time.perf_counter(), 0
+    for chunk in chunks:
+        fed += len(chunk)
+        time.sleep(max(0.0, start + fed / sample_rate - time.perf_counter()))
+        yield chunk
 
 
 class _Watch:
@@ -112,26 +139,28 @@ class _Watch:
 
     def update(self, event: Event, heard_s: float, stats: StreamStats) -> Update:
         """What the event means to a user who has heard so much."""
-        tokens = event.transcript.tokens
-        if tokens and self._shown_s is None:
+        first_end_s, last_end_s = event.first_end_s, event.last_end_s
+        if self._shown_s is None and first_end_s is not None:
             self._shown_s = heard_s
+        if event.kind == "partial":
+            return Update(event, heard_s, stats)
         response = None
-        if event.kind == "final":
-            if tokens and self._shown_s is not None:
-                audio_s = max(stats.audio_s - self._before.audio_s, 1e-9)
-                response = Response(
-                    self._shown_s - tokens[0].end_s,
-                    heard_s - tokens[-1].end_s,
-                    (stats.compute_s - self._before.compute_s) / audio_s,
-                )
-            self._shown_s, self._before = None, stats
-        return Update(event.transcript, heard_s, stats, event.kind == "final", event.utterance, response)
+        if first_end_s is not None and last_end_s is not None and self._shown_s is not None:
+            audio_s, compute_s = (
+                stats.audio_s - self._before.audio_s,
+                stats.compute_s - self._before.compute_s,
+            )
+            factor = compute_s / audio_s if audio_s else math.nan
+            response = Response(self._shown_s - first_end_s, heard_s - last_end_s, factor)
+        self._shown_s, self._before = None, stats
+        return Update(event, heard_s, stats, response)
 
 
 def word_appearances(updates: Sequence[Update]) -> list[float]:
-    """Audio time in seconds at which each word of a finished stream was first shown whole."""
-    appeared = []
-    for i, word in enumerate(updates[-1].transcript.words):
-        shown = (u.heard_s for u in updates if [w.text for w in u.transcript.words[i : i + 1]] == [word.text])
-        appeared.append(next(shown))
-    return appeared
+    """Audio time in seconds at which each word of a finished stream of one utterance was first shown whole.
+
+    Only the ends of tokens are compared: over hours, making the text of every update would take too long.
+    """
+    shown = [(u.event.last_end_s, u.heard_s) for u in updates if u.event.last_end_s is not None]
+    ends_s = [end_s for end_s, _ in shown]
+    return [shown[bisect_left(ends_s, word.end_s)][1] for word in updates[-1].transcript.words]

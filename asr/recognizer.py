@@ -13,6 +13,7 @@ once and flushed; for models that cannot stream (bidirectional) the whole record
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.model_directory import LoadedModel, load_model
-from asr.search import SearchConfig, Token, build_search, search_whole
+from asr.search import SearchConfig, SearchResult, Token, build_search, search_whole
 from asr.session import Event, Session
 from asr.transcript import TimedToken, Transcript, Word, make_transcript
 from asr.vad import VoiceActivity
@@ -52,8 +53,8 @@ __all__ = [
 
 BLOCK_S = 30.0
 """Long recordings go through a streaming model in blocks of this length."""
-MAX_WHOLE_S = 1800.0
-"""Longest recording that a model without streaming encodes at once."""
+WHOLE_S = 120.0
+"""Longer ones go through in blocks in a batch too: masks of the whole grow with the square of its length."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Recognizer:
     ) -> list[Transcript]:
         """Transcribe several recordings (N,), float in -1..1 or int16, at the model's rate at once.
 
-        `names` go into error messages. Raises AudioError for samples that are not finite, or too many.
+        `names` go into error messages. Raises AudioError for samples that are not finite, and for recordings
+        that are too long for a model that has to hear them whole.
         """
         names = names or [f"recording {i}" for i in range(len(recordings))]
         checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
@@ -164,14 +166,16 @@ class Recognizer:
             return []
         lengths = torch.tensor([len(samples) for samples in checked])
         padded = torch.zeros(len(checked), int(lengths.max()))
-        for row, samples, name in zip(padded, checked, names, strict=True):
-            self._check_whole(len(samples) / self.sample_rate, name)
+        for row, samples in zip(padded, checked, strict=True):
             row[: len(samples)] = torch.from_numpy(samples)
-        with torch.inference_mode():
-            features, feature_lengths, _ = self.fbank(padded.to(self.device), lengths.to(self.device))
-            encoded = self.network.encode(features, feature_lengths)
-        step = search_whole(self.search, encoded)
-        found = zip(step.tokens, step.truncated, lengths.tolist(), strict=True)
+        longest = int(lengths.argmax())
+        longest_s = len(checked[longest]) / self.sample_rate
+        if self.streaming and longest_s > WHOLE_S:
+            result = self._in_blocks(padded, lengths)
+        else:
+            self._check_whole(longest_s, names[longest], len(checked))
+            result = self._at_once(padded, lengths)
+        found = zip(result.tokens, result.truncated, lengths.tolist(), strict=True)
         return [self.transcript(tokens, length, truncated) for tokens, truncated, length in found]
 
     @torch.inference_mode()
@@ -238,6 +242,25 @@ class Recognizer:
         duration_s = samples_to_seconds(samples, self.sample_rate)
         return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated)
 
+    @torch.inference_mode()
+    def _at_once(self, samples: Tensor, lengths: Tensor) -> SearchResult:
+        """What is found in samples (B, N) that are encoded whole."""
+        features, feature_lengths, _ = self.fbank(samples.to(self.device), lengths.to(self.device))
+        return search_whole(self.search, self.network.encode(features, feature_lengths))
+
+    def _in_blocks(self, samples: Tensor, lengths: Tensor) -> SearchResult:
+        """The same in bounded memory, as streams."""
+        state, size = self.initial_state(len(samples)), seconds_to_samples(BLOCK_S, self.sample_rate)
+        parts = list[Step | Flushed]()
+        for start in range(0, samples.shape[1], size):
+            block = samples[:, start : start + size].to(self.device)
+            step = self.step(block, (lengths - start).clamp(0, block.shape[1]).to(self.device), state)
+            parts.append(step._replace(encoded=()))
+            state = step.state
+        parts.append(self.flush(state)._replace(encoded=()))
+        tokens = [[token for part in parts for token in part.tokens[i]] for i in range(len(samples))]
+        return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(samples))])
+
     def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
         """A file, or an array at `sample_rate`, in blocks at the model's rate."""
         if isinstance(source, str | Path):
@@ -249,9 +272,11 @@ class Recognizer:
             yield resampler.feed(samples[start : start + size])
         yield resampler.flush()
 
-    def _check_whole(self, duration_s: float, name: str) -> None:
-        if duration_s > MAX_WHOLE_S:
+    def _check_whole(self, duration_s: float, name: str, count: int = 1) -> None:
+        longest_s = self.network.encoder.longest_whole_s / math.sqrt(count)
+        if duration_s > longest_s:
+            others = f" of {count} together" if count > 1 else ""
             raise AudioError(
-                f"{name}: expected at most {MAX_WHOLE_S:.0f} s to transcribe in one piece, found "
+                f"{name}: expected at most {longest_s:.0f} s to transcribe in one piece{others}, found "
                 f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
             )

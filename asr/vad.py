@@ -38,8 +38,10 @@ class SileroVad:
     def __init__(self, sample_rate: int, threshold: float = 0.5) -> None:
         if importlib.util.find_spec("silero_vad") is None:
             raise MissingExtraError("voice activity detection", "vad")
+        threads = torch.get_num_threads()
         from silero_vad import load_silero_vad
 
+        torch.set_num_threads(threads)  # importing it sets one for the whole process
         with warnings.catch_warnings():
             # The package loads its network with torch.jit, which torch means to leave some day.
             warnings.simplefilter("ignore", FutureWarning)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asr.cli.options import HeadOption, LatencyOption, parse_latency
+from asr.cli.options import CHUNK_MS, ChunkOption, HeadOption, LatencyOption, parse_latency
 
 
 def decode(
@@ -19,7 +19,7 @@ def decode(
     live: Annotated[
         bool, typer.Option("--stream", help="Feed every recording as live audio; adds latency.")
     ] = False,
-    chunk_ms: Annotated[float, typer.Option(min=1, help="Audio per feed with --stream.")] = 100.0,
+    chunk_ms: ChunkOption = None,
     normalization: Annotated[
         str, typer.Option(help="Text normalisation for scoring: none, basic, english.")
     ] = "none",
@@ -30,9 +30,12 @@ def decode(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Recognise a test set: hyp.jsonl, wer.txt and a summary line."""
+    from asr.errors import ConfigError
     from asr.evaluate import Options, evaluate
 
-    live_chunk_s = chunk_ms / 1000 if live else None
+    if chunk_ms and not live:
+        raise ConfigError("--chunk-ms is for live audio: add --stream")
+    live_chunk_s = (chunk_ms or CHUNK_MS) / 1000 if live else None
     options = Options(normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head)
     result = evaluate(exp, data, out, options)
     for line in result.lines:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asr.cli.options import LatencyOption, parse_latency
+
+if TYPE_CHECKING:
+    from asr.recognizer import Latency
 
 PACKAGES = ("torch", "triton", "torchaudio", "lhotse", "sentencepiece", "soundfile", "soxr", "k2")
 
@@ -18,7 +21,11 @@ def info(
     latency: LatencyOption = None,
 ) -> None:
     """Show versions, or what a model is: size, latency, memory per stream."""
+    from asr.errors import ConfigError
+
     if model is None:
+        if latency is not None:
+            raise ConfigError("--latency is of a model: name its directory, or leave it out")
         _installation()
     else:
         _model(model, latency)
@@ -51,8 +58,14 @@ def _model(directory: Path, latency: str | None) -> None:
         print(f"state per stream      {bytes_per_stream(recognizer.initial_state()):,} bytes")
     else:
         print(f"streaming             no: {network.encoder.why_not_streaming}")
+    if network.encoder.latencies:
+        print(f"trained for           {', '.join(map(_named, network.encoder.latencies))} (--latency)")
     if recognizer.config.synthetic:
         print("trained on            SYNTHETIC speech")
+
+
+def _named(latency: Latency) -> str:
+    return "full" if latency.chunk_s is None else f"{1000 * latency.chunk_s:g}"
 
 
 def _heads(network: object) -> list[tuple[str, bool]]:

@@ -17,6 +17,10 @@ LatencyOption = Annotated[
         help="CHUNK_MS[:HISTORY_MS] or full, for models trained for several: when it answers.",
     ),
 ]
+CHUNK_MS = 100.0
+ChunkOption = Annotated[
+    float | None, typer.Option("--chunk-ms", min=1, help="Audio per feed with --stream; default 100.")
+]
 HeadOption = Annotated[
     Literal["transducer", "ctc"] | None, typer.Option("--head", help="Which head decodes, if there are two.")
 ]
@@ -30,7 +34,7 @@ NothingOption = Annotated[
     float | None, typer.Option("--nothing", help="Seconds without a word that begin anew; 0: never.")
 ]
 VadOption = Annotated[
-    bool, typer.Option("--vad", help="Silence is what silero-vad hears no speech in (extra vad).")
+    bool, typer.Option("--vad", help="Silence is only where silero-vad hears no speech either (extra vad).")
 ]
 StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
@@ -51,6 +55,14 @@ def endpoint_of(
     return validate(chosen, EndpointConfig, "--silence, --max-length, --nothing")
 
 
+def check_voice(wanted: bool, endpoint: EndpointConfig | None) -> None:
+    """Raise ConfigError if voice activity is asked for and no rule asks for silence."""
+    from asr.errors import ConfigError
+
+    if wanted and (endpoint is None or endpoint.trailing_silence_s is None):
+        raise ConfigError("--vad decides what --silence counts as silence: give --silence SECONDS as well")
+
+
 def voice_of(wanted: bool, sample_rate: int) -> VoiceActivity | None:
     """A voice activity detector for one stream, if it is wanted. Raises MissingExtraError."""
     from asr.vad import SileroVad
@@ -67,9 +79,9 @@ def parse_latency(text: str | None) -> Latency | None:
         return None
     if text == "full":
         return Latency(None)
-    chunk, _, left = text.partition(":")
+    chunk, colon, left = text.partition(":")
     try:
-        return Latency(float(chunk) / 1000, float(left) / 1000 if left else None)
+        return Latency(float(chunk) / 1000, float(left) / 1000 if colon else None)
     except ValueError:
         raise ConfigError(
             f"--latency {text}: expected milliseconds of a chunk and maybe of its history, or full, "

@@ -8,37 +8,44 @@ from typing import Annotated
 
 import typer
 
-from asr.cli.options import LatencyOption, parse_latency
+from asr.cli.options import HeadOption, LatencyOption, parse_latency
 
 
 def parity(
     model: Annotated[Path, typer.Argument(help="Model directory.")],
     files: Annotated[list[Path], typer.Argument(help="Recordings.")],
     latency: LatencyOption = None,
+    head: HeadOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How much of each recording is heard.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Of the random pieces.")] = 0,
 ) -> None:
-    """Hear recordings whole, in chunks, in ragged pieces and in sessions; exit code 1 if they differ."""
+    """Hear recordings whole, in pieces, in a batch of streams and live; exit code 1 if they differ."""
     from asr.audio import read_audio
+    from asr.errors import AudioError
     from asr.lengths import seconds_to_samples
     from asr.parity import TOLERANCE, check
     from asr.recognizer import load
 
-    recognizer = load(model, latency=parse_latency(latency))
-    longest, wrong = seconds_to_samples(seconds, recognizer.sample_rate), 0
+    recognizer = load(model, latency=parse_latency(latency), head=head)
+    recognizer.network.encoder.require_streaming()
+    longest, alike = seconds_to_samples(seconds, recognizer.sample_rate), 0
     for file in files:
-        samples = read_audio(file, recognizer.sample_rate).samples[:longest]
-        found = check(recognizer, samples, file.name, seed=seed)
+        try:
+            samples = read_audio(file, recognizer.sample_rate).samples[:longest]
+        except AudioError as error:
+            print(f"asr: {error}", file=sys.stderr)
+            continue
+        found = check(recognizer, samples, seed=seed)
         differences = "  ".join(f"{way} {difference:.0e}" for way, difference in found.differences.items())
         print(
             f"{file}: {differences}  tokens {'equal' if found.same_tokens else 'DIFFER'} ({found.tokens})  "
-            f"latency {1000 * found.measured_latency_s:.1f} of {1000 * found.stated_latency_s:.1f} ms  "
-            f"state {found.state_bytes[1]:,} bytes",
+            f"latency {1000 * found.measured_latency_s:.1f} of {1000 * found.stated_latency_s:.1f} ms, "
+            f"live {1000 * found.live_latency_s:.1f} ms  state {found.state_bytes[1]:,} bytes",
             flush=True,
         )
         for fault in found.faults:
             print(f"asr: {file}: {fault}", file=sys.stderr)
-        wrong += bool(found.faults)
-    print(f"{len(files) - wrong} of {len(files)} recordings are heard alike (to {TOLERANCE:.0e})")
-    if wrong:
+        alike += not found.faults
+    print(f"{alike} of {len(files)} recordings are heard alike (to {TOLERANCE:.0e})")
+    if alike < len(files):
         raise typer.Exit(1)

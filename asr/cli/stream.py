@@ -5,23 +5,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from asr.cli.options import (
-    HeadOption,
-    LatencyOption,
-    MaxLengthOption,
-    NothingOption,
-    SilenceOption,
-    StatsOption,
-    VadOption,
-    endpoint_of,
-    parse_latency,
-    voice_of,
-)
+from asr.cli import options
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,13 +29,13 @@ def stream(
     device: Annotated[str | None, typer.Option(help="Input device: number or part of a name.")] = None,
     list_devices: Annotated[bool, typer.Option("--list-devices", help="Show the input devices.")] = False,
     block_ms: Annotated[float, typer.Option(min=5, max=2000, help="Audio per block.")] = 50.0,
-    latency: LatencyOption = None,
-    head: HeadOption = None,
-    silence: SilenceOption = 0.8,
-    max_length: MaxLengthOption = 20.0,
-    nothing: NothingOption = 5.0,
-    vad: VadOption = False,
-    stats: StatsOption = False,
+    latency: options.LatencyOption = None,
+    head: options.HeadOption = None,
+    silence: options.SilenceOption = 0.8,
+    max_length: options.MaxLengthOption = 20.0,
+    nothing: options.NothingOption = 5.0,
+    vad: options.VadOption = False,
+    stats: options.StatsOption = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 1,
 ) -> None:
     """Transcribe live audio: utterances with their times to stdout, partial results to stderr."""
@@ -57,25 +47,30 @@ def stream(
         return
     if mic == pipe:
         raise ConfigError("expected --mic or --stdin, found " + ("both" if mic else "neither") + "; give one")
+    if pipe and device is not None:
+        raise ConfigError("--device is for --mic: leave it out, or give --mic instead of --stdin")
     if model is None:
         raise ConfigError("expected --model, a model directory, found none")
+    endpoint = options.endpoint_of(silence, max_length, nothing)
+    options.check_voice(vad, endpoint)
     import torch
 
+    from asr.interrupt import Interrupt
     from asr.live import feed
     from asr.recognizer import load
 
     if threads:
         torch.set_num_threads(threads)
-    recognizer = load(model, latency=parse_latency(latency), head=head)
+    recognizer = load(model, latency=options.parse_latency(latency), head=head)
     recognizer.network.encoder.require_streaming()
-    endpoint, voice = endpoint_of(silence, max_length, nothing), voice_of(vad, recognizer.sample_rate)
-    blocks = microphone(rate, block_ms / 1000, device) if mic else _pipe(rate, block_ms / 1000)
-    if mic:
-        print("listening; Ctrl-C ends", file=sys.stderr)
-    updates = feed(recognizer, _until_interrupted(blocks), rate, endpoint=endpoint, voice=voice)
-    last = None
-    for last in updates:
-        show(last, stats)
+    voice, block_s = options.voice_of(vad, recognizer.sample_rate), block_ms / 1000
+    source = microphone(rate, block_s, device) if mic else nullcontext(_pipe(rate, block_s))
+    with Interrupt() as interrupt, source as blocks:
+        if mic:
+            print("listening; Ctrl-C ends", file=sys.stderr)
+        last = None
+        for last in feed(recognizer, blocks, rate, endpoint=endpoint, voice=voice, interrupt=interrupt):
+            show(last, stats)
     if stats and last is not None:
         print(last.stats, file=sys.stderr)
 
@@ -114,11 +109,3 @@ def _pipe(rate: int, block_s: float) -> Iterator[npt.NDArray[Any]]:
         whole = len(data) // BYTES * BYTES
         rest = data[whole:]
         yield np.frombuffer(data[:whole], "<i2")
-
-
-def _until_interrupted(blocks: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-    """Ctrl-C is the end of the stream: what was heard is still finished."""
-    try:
-        yield from blocks
-    except KeyboardInterrupt:
-        return

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from asr.cli.options import (
-    HeadOption,
-    LatencyOption,
-    MaxLengthOption,
-    NothingOption,
-    SilenceOption,
-    StatsOption,
-    VadOption,
-    endpoint_of,
-    parse_latency,
-    voice_of,
-)
+from asr.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from asr.errors import AsrError
     from asr.live import Update
     from asr.recognizer import Recognizer, Transcript
+
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended, by custom of shells: 128 + SIGINT."""
 
 
 def transcribe(
@@ -37,88 +31,124 @@ def transcribe(
     live: Annotated[
         bool, typer.Option("--stream", help="Feed as live audio and show partial results.")
     ] = False,
-    chunk_ms: Annotated[float, typer.Option(min=1, help="Audio per feed with --stream.")] = 100.0,
+    chunk_ms: options.ChunkOption = None,
     realtime: Annotated[
         bool, typer.Option("--realtime", help="With --stream, feed at the speed of speech.")
     ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="With one file, draw log-mel, token times and words to this PNG.")
     ] = None,
-    silence: SilenceOption = None,
-    max_length: MaxLengthOption = None,
-    nothing: NothingOption = None,
-    vad: VadOption = False,
-    stats: StatsOption = False,
-    latency: LatencyOption = None,
-    head: HeadOption = None,
+    silence: options.SilenceOption = None,
+    max_length: options.MaxLengthOption = None,
+    nothing: options.NothingOption = None,
+    vad: options.VadOption = False,
+    stats: options.StatsOption = False,
+    latency: options.LatencyOption = None,
+    head: options.HeadOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Transcribe recordings. Results go to stdout, partial results to stderr."""
-    from asr.cli.formats import render
-    from asr.errors import AsrError, ConfigError
+    from asr.errors import ConfigError
     from asr.live import feed_file
     from asr.recognizer import load
 
     if len(files) > 1 and (picture or format in {"srt", "vtt"}):
         option = "--picture" if picture else f"--format {format}"
         raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
+    endpoint = options.endpoint_of(silence, max_length, nothing)
+    if not live and (endpoint or vad or stats or realtime or chunk_ms):
+        raise ConfigError(
+            "--silence, --max-length, --nothing, --vad, --stats, --realtime and --chunk-ms are for live "
+            "audio: add --stream"
+        )
+    options.check_voice(vad, endpoint)
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    endpoint = endpoint_of(silence, max_length, nothing)
-    if not live and (endpoint or vad or stats):
-        raise ConfigError(
-            "--silence, --max-length, --nothing, --vad and --stats are for live audio: add --stream"
-        )
-    recognizer = load(model, device, latency=parse_latency(latency), head=head)
-    failed = 0
+    recognizer = load(model, device, latency=options.parse_latency(latency), head=head)
+    if live:
+        recognizer.network.encoder.require_streaming()
+    feed = partial(
+        feed_file,
+        recognizer,
+        chunk_s=(chunk_ms or options.CHUNK_MS) / 1000,
+        realtime=realtime,
+        endpoint=endpoint,
+    )
+    failed = False
     for file in files:
-        try:
-            if live:
-                voice = voice_of(vad, recognizer.sample_rate)
-                updates = feed_file(
-                    recognizer, file, chunk_ms / 1000, realtime=realtime, endpoint=endpoint, voice=voice
-                )
-                transcript = _live(updates, file, stats)
-            else:
-                transcript = recognizer.transcribe(file)
-        except AsrError as error:
-            # One bad file must not lose the others' results; the exit code says that something failed.
-            print(f"asr: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        _warn_truncated(file, transcript)
-        print(render(transcript, format, file.stem), end="", flush=True)
-        if picture:
-            _draw(picture, recognizer, file, transcript)
+        if live:
+            voice = options.voice_of(vad, recognizer.sample_rate)
+            heard = _live(partial(feed, file, voice=voice), stats)
+        else:
+            heard = _whole(recognizer, file)
+        _report(heard, file, format)
+        failed = failed or heard.error is not None
+        if heard.interrupted:
+            raise typer.Exit(INTERRUPTED)
+        if picture and heard.error is None and heard.transcript is not None:
+            _draw(picture, recognizer, file, heard.transcript)
             print(f"picture: {picture}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 
 
-def _live(updates: Iterator[Update], file: Path, stats: bool) -> Transcript:
+class _Heard(NamedTuple):
+    """What became of a file."""
+
+    transcript: Transcript | None
+    error: AsrError | None = None
+    interrupted: bool = False
+
+
+def _whole(recognizer: Recognizer, file: Path) -> _Heard:
+    from asr.errors import AsrError
+
+    try:
+        return _Heard(recognizer.transcribe(file))
+    except AsrError as error:
+        return _Heard(None, error)
+
+
+def _live(feed: Callable[..., Iterator[Update]], stats: bool) -> _Heard:
     """Show a file that is fed as live audio as it is heard; all its utterances as one transcript."""
+    from asr.errors import AsrError
+    from asr.interrupt import Interrupt
     from asr.transcript import join
 
     finals: list[Transcript] = []
-    current, last = None, None
-    try:
-        for last in updates:
-            if current is None or last.transcript.text != current.text:
-                print(f"[{last.heard_s:7.2f} s] {last.transcript.text}", file=sys.stderr, flush=True)
-            current = last.transcript
-            if last.final:
-                finals.append(last.transcript)
-                current = None
+    last, failure, shown = None, None, ""
+    with Interrupt() as interrupt:
+        try:
+            for last in feed(interrupt=interrupt):
+                if last.transcript.text != shown:
+                    print(f"[{last.heard_s:7.2f} s] {last.transcript.text}", file=sys.stderr, flush=True)
+                shown = last.transcript.text
+                if last.final:
+                    finals.append(last.transcript)
+                    shown = ""
                 if stats and last.response is not None:
                     print(f"  {last.response}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"asr: {file}: interrupted; this is what was heard", file=sys.stderr)
+        except AsrError as error:
+            failure = error
     if stats and last is not None:
         print(last.stats, file=sys.stderr)
-    return join([*finals, *([current] if current else [])])
+    return _Heard(join(finals) if finals else None, failure, interrupt.requested)
+
+
+def _report(heard: _Heard, file: Path, format_name: str) -> None:
+    """The result to stdout, what is wrong with it to stderr: one bad file must not lose the others."""
+    from asr.cli.formats import render
+
+    if heard.error is not None:
+        print(f"asr: {heard.error}", file=sys.stderr)
+    if heard.transcript is not None:
+        _warn_truncated(file, heard.transcript)
+        print(render(heard.transcript, format_name, file.stem), end="", flush=True)
+    if heard.interrupted:
+        print(f"asr: {file}: interrupted; this is what was heard", file=sys.stderr)
 
 
 def _warn_truncated(file: Path, transcript: Transcript) -> None:

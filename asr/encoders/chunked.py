@@ -91,7 +91,7 @@ WHOLE_BYTES = 4 << 30
 """What masks or scores of a whole signal may take."""
 LONGEST_CHUNK_S, LONGEST_HISTORY_S = 60.0, 300.0
 """What may be chosen at use."""
-_FLOAT = 4  # bytes
+_BOOL, _FLOAT = 1, 4  # bytes
 
 
 class Seen(NamedTuple):
@@ -182,8 +182,8 @@ class ChunkedEncoder(Encoder):
     @property
     def longest_whole_s(self) -> float:
         """See Encoder.longest_whole_s: what is stored of every two frames decides."""
-        mask = 0 if self.context.chunk is None else 1 + _FLOAT
-        scores = 3 * _FLOAT * self.config.heads if self.config.positions == "relative" else 0
+        mask = 0 if self.context.chunk is None else 3 * _BOOL + _FLOAT
+        scores = 4 * _FLOAT * self.config.heads if self.config.positions == "relative" else 0
         frames = math.sqrt(WHOLE_BYTES / max(1, mask + scores))
         return min(super().longest_whole_s, frames * self._frame_s)
 

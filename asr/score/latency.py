@@ -111,9 +111,9 @@ class StreamStats:
         )
 
     def __str__(self) -> str:
+        factor = f"real-time factor {self.real_time_factor:.3f} " if self.audio_s else ""
         return (
-            f"real-time factor {self.real_time_factor:.3f} "
-            f"({self.compute_s:.2f} s for {self.audio_s:.1f} s of audio, {self.chunks} chunks, "
+            f"{factor}({self.compute_s:.2f} s for {self.audio_s:.1f} s of audio, {self.chunks} chunks, "
             f"worst {1000 * self.worst_chunk_s:.0f} ms), {self.state_bytes} bytes of state"
         )
 

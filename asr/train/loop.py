@@ -28,11 +28,11 @@ from rich.console import Console
 
 from asr.data.batches import Batch
 from asr.errors import TrainingError
+from asr.interrupt import Interrupt
 from asr.model_directory import CARD, check_device
 from asr.search import build_search
 from asr.train import checkpoint
 from asr.train.finish import finish
-from asr.train.interrupt import Interrupt
 from asr.train.metrics import RunLog, Stopwatch
 from asr.train.optim import build_optimizer, learning_rate
 from asr.train.preflight import preflight

@@ -14,6 +14,9 @@ import pytest
 import soundfile
 
 import asr
+from asr.encoders import ConformerEncoderConfig
+from asr.evaluate import Options
+from asr.layers.context import ContextConfig
 
 ASR = str(Path(sys.executable).parent / "asr")
 
@@ -155,6 +158,43 @@ def test_info_of_a_model(call, make_model) -> None:
     assert "state per stream" in out
     code, out, _ = call("info", make_model(bidirectional=True))
     assert "streaming             no: it is bidirectional" in out
+    assert "algorithmic latency" not in out
+    code, _, err = call("info", "--latency", "240")
+    assert code == 1
+    assert "--latency is of a model: name its directory" in err
+
+
+def test_info_of_a_model_with_several_latencies(call, make_model) -> None:
+    contexts = (ContextConfig(), ContextConfig(chunk=6, left_chunks=2), ContextConfig(chunk=2, left_chunks=4))
+    encoder = ConformerEncoderConfig(dim=24, heads=2, layers=1, kernel=5, contexts=contexts)
+    model = make_model(encoder=encoder)
+    code, out, _ = call("info", model)
+    assert code == 0
+    assert "streaming             no: its context is the whole utterance" in out
+    assert "trained for           80, 240, full (--latency)" in out
+    assert "algorithmic latency" not in out
+    code, out, _ = call("info", model, "--latency", "240")
+    assert "algorithmic latency   247.5 ms" in out
+
+
+def test_chunks_without_live_decoding_are_refused(call, make_model) -> None:
+    code, _, err = call("decode", make_model(), "--chunk-ms", "50")
+    assert code == 1
+    assert "--chunk-ms is for live audio: add --stream" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [
+        (Options(), ""),
+        (Options(latency=asr.Latency(0.24)), "-240ms"),
+        (Options(latency=asr.Latency(0.24, 0.48), head="ctc"), "-ctc-240ms-480ms"),
+        (Options(latency=asr.Latency(0.24, 0.0), live_chunk_s=0.1), "-240ms-0ms-live"),
+        (Options(latency=asr.Latency(None)), "-full"),
+    ],
+)
+def test_results_of_other_options_lie_elsewhere(options: Options, suffix: str) -> None:
+    assert options.suffix == suffix
 
 
 def test_bidirectional_live_is_a_clear_error(call, make_model, recording: Path) -> None:
@@ -173,23 +213,3 @@ def test_a_place_that_cannot_be_written_is_one_line(call, make_model, recording:
     assert out.strip()
     assert err.count("\n") == 1
     assert "Not a directory" in err or "File exists" in err
-
-
-def test_an_interrupt_shows_what_was_heard(monkeypatch, call, make_model, recording: Path) -> None:
-    from asr import live
-
-    feed = live.feed_file
-
-    def interrupted(*arguments: object, **options: object):
-        for count, update in enumerate(feed(*arguments, **options)):
-            if count == 2:
-                raise KeyboardInterrupt
-            yield update
-
-    monkeypatch.setattr(live, "feed_file", interrupted)
-    model = make_model()
-    code, out, err = call("transcribe", recording, "--model", model, "--stream")
-    assert code == 0
-    assert asr.load(model).transcribe(recording).text.startswith(out.strip())
-    assert out.strip()
-    assert "interrupted; this is what was heard" in err

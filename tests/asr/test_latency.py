@@ -3,6 +3,7 @@ import math
 import pytest
 
 from asr.errors import DataError
+from asr.live import Response
 from asr.score.latency import Delays, StreamStats, UtteranceTiming, measure_latency, summarize
 
 
@@ -55,4 +56,6 @@ def test_stream_stats_add_up():
         "real-time factor 0.050 (0.10 s for 2.0 s of audio, 10 chunks, worst 30 ms), 1000 bytes of state"
     )
     assert math.isnan(StreamStats().real_time_factor)
+    assert "real-time" not in str(StreamStats())
+    assert str(Response(0.1, 0.2, math.nan)) == "first token 100 ms, final 200 ms"
     assert math.isnan(StreamStats().mean_chunk_s)

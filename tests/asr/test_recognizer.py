@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 
 import asr
 from asr import state as states
+from asr.encoders import ConformerEncoderConfig
 from asr.errors import AudioError, ModelError, StreamingError
-from asr.live import Update, feed_file, word_appearances
-from asr.recognizer import Transcript, Word
+from asr.layers.context import ContextConfig
+from asr.live import Update, feed, feed_file, word_appearances
+from asr.recognizer import Event, Recognizer, Transcript, Word
 from asr.score.latency import StreamStats
 
 RATE = 8000
@@ -76,13 +79,62 @@ def test_file_array_and_live_file_agree(recognizer: asr.Recognizer, speech_like,
 
 
 def test_a_word_appears_when_it_is_whole() -> None:
-    def update(text: str, heard_s: float) -> Update:
-        words = tuple(Word(part, 0.0, 0.1, 1.0) for part in text.split())
-        return Update(Transcript(text, words, (), heard_s), heard_s, StreamStats(), final=False)
+    def update(ends_s: list[float], heard_s: float, kind: Literal["partial", "final"] = "partial") -> Update:
+        """Tokens that end there; words of two tokens."""
+        words = tuple(Word("ab", 0.0, end_s, 1.0) for end_s in ends_s[1::2])
+        transcript = Transcript("", words, (), heard_s)
+        last_end_s = ends_s[-1] if ends_s else None
+        return Update(Event(kind, lambda: transcript, last_end_s=last_end_s), heard_s, StreamStats())
 
-    shown = [("t", 0.1), ("two", 0.2), ("two s", 0.3), ("two six", 0.4), ("two six", 0.5)]
-    assert word_appearances([update(*each) for each in shown]) == [0.2, 0.4]
-    assert word_appearances([update("", 0.5)]) == []
+    ends_s = [0.1, 0.2, 0.3, 0.4]
+    shown = [update(ends_s[:count], 0.1 + 0.1 * count) for count in (0, 1, 2, 3, 4)]
+    assert word_appearances([*shown, update(ends_s, 0.9, "final")]) == pytest.approx([0.3, 0.5])
+    assert word_appearances([shown[1], update(ends_s, 0.9, "final")]) == pytest.approx([0.9, 0.9])
+    assert word_appearances([update([], 0.5, "final")]) == []
+
+
+def test_long_streams_cost_no_more_than_their_length(recognizer: asr.Recognizer, speech_like) -> None:
+    """Transcripts are made when they are looked at, not with every update."""
+    made, decode = [], recognizer.tokenizer.decode
+    recognizer.tokenizer.decode = lambda ids: made.append(len(ids)) or decode(ids)
+    samples = speech_like(6.0)
+    updates = list(feed(recognizer, [samples[i : i + 400] for i in range(0, len(samples), 400)], RATE))
+    assert len(updates) > 15
+    assert word_appearances(updates)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("kind", ["transducer", "ctc"])
+def test_long_recordings_of_a_batch_go_through_in_blocks(
+    make_model, kind: str, speech_like, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer = asr.load(make_model(kind=kind))
+    recordings = [speech_like(s, seed=i) for i, s in enumerate([5.0, 0.7, 0.0, 3.1])]
+    whole = [tokens(t) for t in recognizer.transcribe_batch(recordings)]
+    monkeypatch.setattr("asr.recognizer.WHOLE_S", 4.0)
+    monkeypatch.setattr("asr.recognizer.BLOCK_S", 0.9)
+    monkeypatch.setattr(Recognizer, "_at_once", None)
+    assert [tokens(t) for t in recognizer.transcribe_batch(recordings)] == whole
+    assert all(whole[i] for i in (0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("positions", "chunk", "longest_s", "of_four_s"),
+    [("rotary", None, 1800, 900), ("relative", None, 463, 232), ("rotary", 4, 991, 495)],
+)
+def test_what_is_heard_whole_is_bounded(make_model, positions, chunk, longest_s: int, of_four_s: int) -> None:
+    context = ContextConfig(chunk=chunk)
+    encoder = ConformerEncoderConfig(
+        dim=24, heads=2, layers=1, kernel=5, contexts=(context,), positions=positions
+    )
+    recognizer = asr.load(make_model(encoder=encoder))
+    long = np.zeros((longest_s + 10) * RATE, np.float32)
+    with pytest.raises(
+        AudioError, match=rf"talk: expected at most {longest_s} s .* found {longest_s + 10} s"
+    ):
+        recognizer.transcribe_batch([long], ["talk"])
+    with pytest.raises(AudioError, match=rf"at most {of_four_s} s to transcribe in one piece of 4 together"):
+        recognizer.transcribe_batch([long[: (of_four_s + 10) * RATE], *[long[:0]] * 3])
 
 
 def test_words_carry_times_and_confidence(recognizer: asr.Recognizer, speech_like) -> None:

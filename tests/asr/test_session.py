@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -322,7 +323,13 @@ def test_voice_keeps_an_utterance_open(make_model, speech_like) -> None:
 
 def test_silero_hears_speech_and_silence(speech_like, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("silero_vad")
+    monkeypatch.delitem(sys.modules, "silero_vad.model", raising=False)
+    monkeypatch.delitem(sys.modules, "silero_vad", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     voice, found = SileroVad(RATE), []
+    assert threads == [1, 3]  # its import sets one, for the whole process
     recording = np.concatenate([np.zeros(RATE, np.float32), 3 * speech_like(3.0), np.zeros(RATE, np.float32)])
     for start in range(0, len(recording), 700):
         voice.feed(recording[start : start + 700])
