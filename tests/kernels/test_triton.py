@@ -1,4 +1,4 @@
-"""Runs triton_checks.py in a process of its own: triton is interpreted or not from its import on."""
+"""Runs triton*_checks.py in processes of their own: triton is interpreted or not from its import on."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-CHECKS = Path(__file__).with_name("triton_checks.py")
+HERE = Path(__file__).parent
+CHECKS = sorted(path.name for path in HERE.glob("triton*_checks.py"))
 
 
+@pytest.mark.parametrize("checks", CHECKS)
 @pytest.mark.parametrize("where", ["interpreter", "gpu"])
-def test_kernels_equal_the_cpu_path(where: str) -> None:
+def test_kernels_equal_the_cpu_path(where: str, checks: str) -> None:
     pytest.importorskip("triton", reason="no Triton for this platform")
     if where == "gpu" and not torch.cuda.is_available():
         pytest.skip("no GPU: the kernels run in Triton's interpreter and are compiled ahead of time")
     environment = os.environ | {"TRITON_INTERPRET": str(int(where == "interpreter"))}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CHECKS)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(HERE / checks)]
     result = subprocess.run(
-        command, env=environment, cwd=CHECKS.parents[2], capture_output=True, text=True, check=False
+        command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

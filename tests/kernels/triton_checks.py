@@ -1,14 +1,13 @@
-"""The Triton kernels against enumeration and the float64 CPU path; test_triton.py runs this.
+"""The Triton kernels of the losses against enumeration and the float64 CPU path; test_triton.py runs this.
 
 In Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) on a CPU, or, where there is a GPU, on
-it: `pytest tests/kernels/triton_checks.py`. The interpreter computes wrongly in bfloat16, by its own fault;
-there float16 stands for all half precision, and float32 comes out to the same tolerance as on a GPU.
+it: `pytest tests/kernels/triton_checks.py`. In the interpreter float32 comes out to the same tolerance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import test_fused_reader as fused_cases
@@ -16,10 +15,10 @@ import torch
 from cases import TOPOLOGIES, expected, make, uneven
 from cases import run as run_op
 from torch import Tensor
+from triton_support import DEVICE, HALF, poisoned
 
 from asr_kernels import align, ctc_loss, rnnt_loss
 from asr_kernels.ctc import gpu as ctc_gpu
-from asr_kernels.dispatch import interpreted
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.fused import gpu as fused_gpu
 from asr_kernels.fused.function import FusedScores
@@ -33,8 +32,8 @@ from asr_kernels.rnnt import gpu as rnnt_gpu
 # The interpreter reports numpy's warnings about the infinities and NaNs that the kernels handle.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
-INTERPRETED = interpreted()
-DEVICE = "cpu" if INTERPRETED else "cuda"
+__all__ = ["poisoned"]  # a fixture of every test here
+
 LOG_ZERO = -1e30
 MOVES = {
     "rnnt": ((1, 0), (0, 1)),
@@ -43,25 +42,6 @@ MOVES = {
     "multi-blank": ((1, 0), (0, 1), (2, 0), (4, 0)),
     "tdt": ((1, 0), (3, 0), (0, 1), (1, 1), (3, 1)),
 }
-HALF = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fresh memory is full of NaN: what a kernel does not write shows."""
-
-    def allocate(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def allocate_nan(*args: object, **kwargs: object) -> Tensor:
-            result = original(*args, **kwargs)
-            return result.fill_(math.nan) if result.is_floating_point() else result
-
-        return allocate_nan
-
-    with monkeypatch.context() as patch:
-        for name in ("empty", "empty_like", "empty_strided"):
-            patch.setattr(torch, name, allocate(getattr(torch, name)))
-        patch.setattr(Tensor, "new_empty", allocate(Tensor.new_empty))
-        yield
 
 
 # -- The lattice -------------------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def tests(end: float) -> bool:
     start = time.monotonic()
     # Without conftest.py there is no need of hypothesis; a warning of a new driver is no failure.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=3"]
-    command += ["--noconftest", "-W", "default", "tests/kernels/triton_checks.py"]
+    command += ["--noconftest", "-W", "default"]
+    command += [str(path) for path in sorted((ROOT / "tests" / "kernels").glob("triton*_checks.py"))]
     path = os.pathsep.join([*sys.path[:2], str(ROOT / "tests" / "kernels")])
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path}
     environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
