@@ -21,12 +21,14 @@ from asr_kernels.pruned import (
     simple_rnnt_loss,
 )
 from asr_kernels.rnnt import align, rnnt_loss
+from asr_kernels.scan import Scan, linear_scan, log_linear_scan
 
 __all__ = [
     "CTC",
     "MONOTONIC",
     "RNNT",
     "Alignment",
+    "Scan",
     "SimpleLoss",
     "Topology",
     "align",
@@ -35,6 +37,8 @@ __all__ = [
     "ctc_loss",
     "fused_pruned_rnnt_loss",
     "fused_rnnt_loss",
+    "linear_scan",
+    "log_linear_scan",
     "multi_blank",
     "pruned_rnnt_loss",
     "pruning_bounds",
