@@ -31,9 +31,10 @@ from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
 from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
 from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
+from asr_kernels.scan import gpu as scan_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
 TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
@@ -77,6 +78,13 @@ def joiner(V: int, K: int, dtype: torch.dtype, band: bool = False) -> None:
     fused_gpu.spread(*inputs, symbols, reading, grad, *options, skip_below=0.0)
 
 
+def scans(dtype: torch.dtype, log: bool = False) -> None:
+    a, b, h = (torch.zeros(2, 200, 256, dtype=dtype) for _ in range(3))
+    h0 = torch.zeros(2, 256, dtype=torch.complex64 if dtype.is_complex else torch.float32)
+    scan_gpu.scan(a, b, h0, reverse=False, log=log)
+    scan_gpu.gradients(a, b if log else None, h, h0, b, h0, reverse=False, wanted_a=True)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
@@ -89,6 +97,10 @@ CASES: dict[str, Callable[[], None]] = {
     "joiner, TDT, bf16": lambda: joiner(1029, 7, torch.bfloat16),
     "joiner, band, bf16": lambda: joiner(500, 2, torch.bfloat16, band=True),
     "joiner, fp32": lambda: joiner(500, 2, torch.float32),
+    "scan, fp32": lambda: scans(torch.float32),
+    "scan, bf16": lambda: scans(torch.bfloat16),
+    "scan, complex": lambda: scans(torch.complex64),
+    "scan, logarithms": lambda: scans(torch.float32, log=True),
 }
 
 
