@@ -46,3 +46,10 @@ def padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor:
     """Boolean (B, T) mask that is True on the valid frames; `lengths` is int64 (B,)."""
     size = int(lengths.max()) if max_length is None and lengths.numel() else max_length or 0
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def reverse_frames(x: Tensor, x_lengths: Tensor) -> Tensor:
+    """Turn the valid frames of each signal (B, T, D) around; the padding stays where it is."""
+    time, lengths = torch.arange(x.shape[1], device=x.device)[None], x_lengths[:, None]
+    index = torch.where(time < lengths, lengths - 1 - time, time)
+    return x.gather(1, index[:, :, None].expand_as(x))

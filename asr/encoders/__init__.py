@@ -10,16 +10,18 @@ from asr.encoders.base import Encoder, EncoderOutput, Latency
 from asr.encoders.chunked import ChunkedEncoder
 from asr.encoders.conformer import ConformerEncoder, ConformerEncoderConfig
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
+from asr.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
 
 EncoderConfig = Annotated[
-    LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig, Field(discriminator="kind")
+    LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig | RecurrentEncoderConfig,
+    Field(discriminator="kind"),
 ]
 """Every encoder's configuration; `kind` tells them apart."""
 
 
 def build_encoder(
-    config: LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig,
+    config: LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig | RecurrentEncoderConfig,
     input_dim: int,
     frame_shift_s: float,
 ) -> Encoder:
@@ -28,6 +30,8 @@ def build_encoder(
         return ConformerEncoder(config, input_dim, frame_shift_s)
     if isinstance(config, TransformerEncoderConfig):
         return TransformerEncoder(config, input_dim, frame_shift_s)
+    if isinstance(config, RecurrentEncoderConfig):
+        return RecurrentEncoder(config, input_dim, frame_shift_s)
     return LstmEncoder(config, input_dim, frame_shift_s)
 
 
@@ -41,6 +45,8 @@ __all__ = [
     "Latency",
     "LstmEncoder",
     "LstmEncoderConfig",
+    "RecurrentEncoder",
+    "RecurrentEncoderConfig",
     "TransformerEncoder",
     "TransformerEncoderConfig",
     "build_encoder",

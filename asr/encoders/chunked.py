@@ -32,7 +32,7 @@ from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.residual import begin_small
-from asr.layers.window import joined
+from asr.layers.window import gather_from, joined
 from asr.lengths import padding_mask
 
 
@@ -266,7 +266,7 @@ class ChunkedEncoder(Encoder):
         frames, lengths = joined(state.waiting, state.waiting_lengths, x, x_lengths)
         y, y_lengths, history = self._complete_chunks(frames, lengths, state.history)
         used = lengths // self._chunk * self._chunk
-        waiting = _from(frames, used, self._chunk - 1)
+        waiting = gather_from(frames, used, self._chunk - 1)
         new = ChunkedState(entrance, waiting, lengths - used, history)
         return EncoderOutput(y, y_lengths, new)
 
@@ -417,11 +417,3 @@ def _pooled(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     pairs = functional.pad(x.masked_fill(~valid, 0.0), (0, 0, 0, odd)).view(len(x), -1, 2, x.shape[2])
     count = functional.pad(valid, (0, 0, 0, odd)).view(len(x), -1, 2, 1).sum(dim=2)
     return pairs.sum(dim=2) / count.clamp(min=1), (lengths + 1) // 2
-
-
-def _from(frames: Tensor, start: Tensor, length: int) -> Tensor:
-    """(B, length, dim) frames of each stream from its own `start`; anything beyond the end."""
-    if length == 0 or frames.shape[1] == 0:
-        return frames.new_zeros(len(frames), length, frames.shape[2])
-    index = (start[:, None] + torch.arange(length, device=frames.device)).clamp(max=frames.shape[1] - 1)
-    return frames.gather(1, index[:, :, None].expand(-1, -1, frames.shape[2]))

@@ -21,6 +21,7 @@ from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.subsampling import SubsamplingConfig
+from asr.lengths import reverse_frames
 
 
 class LstmEncoderConfig(Config):
@@ -112,20 +113,12 @@ class LstmEncoder(Encoder):
         y: Tensor = self.lstms[layer](x)[0]
         if self.streaming:
             return y
-        backwards: Tensor = self.reversed_lstms[layer](_reverse(x, x_lengths))[0]
-        return torch.cat([y, _reverse(backwards, x_lengths)], dim=2)
+        backwards: Tensor = self.reversed_lstms[layer](reverse_frames(x, x_lengths))[0]
+        return torch.cat([y, reverse_frames(backwards, x_lengths)], dim=2)
 
 
 def _lstms(width: int, hidden: int, layers: int) -> nn.ModuleList:
     return nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for _ in range(layers))
-
-
-def _reverse(x: Tensor, x_lengths: Tensor) -> Tensor:
-    """Turn the valid frames of each signal around; the padding stays where it is."""
-    time = torch.arange(x.shape[1], device=x.device)[None]
-    lengths = x_lengths[:, None]
-    index = torch.where(time < lengths, lengths - 1 - time, time)
-    return x.gather(1, index[:, :, None].expand_as(x))
 
 
 class _LayerOutput(NamedTuple):

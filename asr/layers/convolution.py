@@ -7,6 +7,10 @@
 `left` zero frames stand before the signal, and what the last windows lack on the right is fed by the
 encoder's flush. The right context is therefore k - 1 - left frames, and it is the only lookahead there is.
 
+`CausalConvolution`, a gated branch of recurrent layers that hears some frames back::
+
+    y = W_o SiLU(depthwise(GLU(W_i norm(x))))
+
 `DepthwiseConvolution`, of every channel by itself, for encoders that work in chunks: causal, or symmetric
 within what the chunk can see, zeros standing for frames that come after it (Li et al. 2023, "Dynamic chunk
 convolution for unified streaming and non-streaming Conformer ASR").
@@ -20,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr.layers.window import WindowState, initial_window_state, slide
+from asr.layers.residual import Branch
+from asr.layers.window import WindowState, gather_from, initial_window_state, slide
 
 
 class ConvolutionOutput(NamedTuple):
@@ -87,3 +92,47 @@ class DepthwiseConvolution(nn.Module):
         """(B, L, dim) -> (B, L - size + 1, dim)."""
         y = functional.conv1d(frames.transpose(1, 2), self.weight, self.bias, groups=len(self.weight))
         return y.transpose(1, 2)
+
+
+class CausalConvolution(Branch):
+    """(B, T, dim) -> (B, T, dim), without the residual; see the module docstring."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.gate = nn.Linear(dim, 2 * dim)
+        self.depthwise = CausalDepthwise(dim, size)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next piece of every stream, and its state; as CausalDepthwise."""
+        y, state = self.depthwise(functional.glu(self.gate(self.norm(x)), dim=-1), lengths, state)
+        return self.out(functional.silu(y)), state
+
+    def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """State of `batch` streams that have heard nothing."""
+        return self.depthwise.initial_state(batch, device, dtype)
+
+
+class CausalDepthwise(nn.Module):
+    """y_t = b + sum_j w_j x_{t - size + 1 + j} of every channel by itself, with explicit state."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.dim, self.size = dim, size
+        self.convolution = nn.Conv1d(dim, dim, size, groups=dim)
+
+    def forward(self, x: Tensor, lengths: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next frames (B, T, dim), `lengths` (B,) of which are there (None: all), behind the last ones.
+
+        Returns as many frames and the new state, (B, size - 1, dim).
+        """
+        frames, kept = torch.cat((state.to(x.dtype), x), dim=1), self.size - 1
+        end = frames[:, x.shape[1] :] if lengths is None else gather_from(frames, lengths, kept)
+        if x.shape[1] == 0:
+            return x, end
+        return self.convolution(frames.transpose(1, 2)).transpose(1, 2), end
+
+    def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """State of `batch` streams that have heard nothing."""
+        return torch.zeros(batch, self.size - 1, self.dim, device=device, dtype=dtype)

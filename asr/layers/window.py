@@ -63,11 +63,11 @@ def slide(
     missing = max(0, 1 - x.shape[1])  # a window of one frame keeps nothing, and a chunk may be empty
     frames = torch.cat([state.frames, functional.pad(x, (0, 0, 0, missing))], dim=1)
     lengths = state.pending + x_lengths
-    aligned = _gather_from(frames, kept - state.pending, max(size, frames.shape[1]))
+    aligned = gather_from(frames, kept - state.pending, max(size, frames.shape[1]))
     counts = _window_count(lengths, size, stride)
     pending = lengths - counts * stride
     # The last size - 1 of [kept frames | new valid frames]: they start x_lengths into the concatenation.
-    tail = _gather_from(frames, x_lengths, kept)
+    tail = gather_from(frames, x_lengths, kept)
     return Windows(aligned, counts, WindowState(tail, pending))
 
 
@@ -86,8 +86,10 @@ def _window_count(lengths: Tensor, size: int, stride: int) -> Tensor:
     return torch.where(lengths >= size, (lengths - size) // stride + 1, torch.zeros_like(lengths))
 
 
-def _gather_from(frames: Tensor, start: Tensor, length: int) -> Tensor:
-    """`length` frames of each stream from its own `start`; past the end the last frame repeats."""
+def gather_from(frames: Tensor, start: Tensor, length: int) -> Tensor:
+    """(B, length, D) frames of each stream from its own `start` (B,); past the end, anything finite."""
+    if length == 0 or frames.shape[1] == 0:
+        return frames.new_zeros(len(frames), length, frames.shape[2])
     index = start[:, None] + torch.arange(length, device=frames.device)[None, :]
     index = index.clamp(max=frames.shape[1] - 1)
     return frames.gather(1, index[:, :, None].expand(-1, -1, frames.shape[2]))

@@ -15,6 +15,7 @@ from asr.encoders import (
     Encoder,
     EncoderConfig,
     LstmEncoderConfig,
+    RecurrentEncoderConfig,
     TransformerEncoderConfig,
     build_encoder,
 )
@@ -29,6 +30,11 @@ def conformer(chunk: int, left_chunks: int, **options: Any) -> ConformerEncoderC
     context = ContextConfig(chunk=chunk, left_chunks=left_chunks)
     sizes = {"dim": 16, "heads": 2, "layers": 3, "kernel": 5, "subsampling": SubsamplingConfig(factor=2)}
     return ConformerEncoderConfig(contexts=(context,), **{**sizes, **options})
+
+
+def recurrent(mixer: str, **options: Any) -> RecurrentEncoderConfig:
+    sizes = {"dim": 16, "layers": 2, "subsampling": SubsamplingConfig(factor=2)}
+    return RecurrentEncoderConfig(mixer={"kind": mixer}, **{**sizes, **options})
 
 
 def transformer(**options: Any) -> TransformerEncoderConfig:
@@ -54,6 +60,8 @@ STREAMING = {
     "conformer-no-history": conformer(5, 0),
     "conformer-lookahead": conformer(2, 3, lookahead=3, convolution="causal"),
     "conformer-funnel": conformer(8, 1, pool_after=(1, 2), positions="relative"),
+    "recurrent": recurrent("min_gru", expansion=0),
+    "recurrent-convolution": recurrent("min_gru", kernel=4, lookahead=2),
     "transformer": transformer(left=5, right=1),
     "transformer-causal": transformer(left=4, right=0, positions="relative"),
     "transformer-no-history": transformer(left=0, right=2),

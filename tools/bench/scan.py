@@ -3,11 +3,11 @@
     python tools/bench/scan.py                                  # every shape, 2 threads
     python tools/bench/scan.py --threads 1 --shapes 8,1000,256
 
-Peers: a loop over frames under autograd, which unbind takes apart (with indexing its backward is quadratic); the
-log-space form of Heinsen 2023, two cumulative sums; and a parallel scan by doubling (Hillis and Steele 1986).
-Inputs are positive, as logarithms need. All must agree with a loop in float64, values and gradients to 1e-3 of
-the largest, ours to 1e-5, before a time is printed. Contestants take turns; times are medians, memory is the
-peak resident size of a call above that before it.
+Peers: a loop over frames under autograd, which unbind takes apart (with indexing its backward is quadratic);
+the log-space form of Heinsen 2023, two cumulative sums; and a parallel scan by doubling (Hillis and Steele
+1986). Inputs are positive, as logarithms need. All must agree with a loop in float64, values and gradients
+to 1e-3 of the largest, ours to 1e-5, before a time is printed. Contestants take turns; times are medians,
+memory is the peak resident size of a call above that before it.
 """
 
 from __future__ import annotations

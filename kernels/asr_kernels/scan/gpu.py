@@ -185,7 +185,7 @@ def _plus(x, xi, y, yi, KIND: tl.constexpr):
 
 @triton.jit
 def _place(frames, T, REVERSE: tl.constexpr):
-    """How many frames this program's chunk has, the first in the order of the scan, and the step to the next."""
+    """How many frames this program's chunk has, the first in the order of the scan, and the step on."""
     first = tl.program_id(0) * frames
     count = tl.minimum(frames, T - first)
     if REVERSE:
