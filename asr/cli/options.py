@@ -14,7 +14,7 @@ LatencyOption = Annotated[
     str | None,
     typer.Option(
         "--latency",
-        help="CHUNK_MS[:HISTORY_MS] or full, for models trained for several: when it answers.",
+        help="When it answers: CHUNK_MS heard at once; of some models CHUNK_MS:HISTORY_MS, or full.",
     ),
 ]
 CHUNK_MS = 100.0

@@ -12,6 +12,7 @@ normalisation), and flushing feeds the very same frames, which is why the two ag
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from asr.lengths import padding_mask
 from asr.state import batch_size
 
 LONGEST_WHOLE_S = 1800.0
+LONGEST_CHUNK_S = 60.0
+"""What may be chosen at use."""
 
 
 class Latency(NamedTuple):
@@ -70,10 +73,13 @@ class Encoder(nn.Module, ABC):
         """What to do where this cannot stream."""
         return "transcribe whole recordings with it, or train a streaming configuration"
 
+    step_outputs: int = 1
+    """Outputs that a live stream waits for at once; of a causal encoder any number gives the same ones."""
+
     @property
     def chunk_frames(self) -> int:
-        """Feature frames per step: the least that can give a new output."""
-        return self.subsampling
+        """Feature frames of a live stream's step."""
+        return self.subsampling * self.step_outputs
 
     @property
     def flush_frames(self) -> int:
@@ -142,8 +148,20 @@ class Encoder(nn.Module, ABC):
         return self.forward(x, lengths, state)
 
     def with_latency(self, latency: Latency) -> Encoder:
-        """The same network, its weights shared, that answers then. Raises ConfigError if it cannot."""
-        raise ConfigError("this encoder has the latency that it was trained with and no other: choose none")
+        """The same network, its weights shared, that answers then. Raises ConfigError if it cannot.
+
+        A causal encoder hears so much at once as a live stream, which costs less; what it says stays the
+        same.
+        """
+        self.require_streaming()
+        if latency.chunk_s is None or latency.left_s is not None:
+            raise ConfigError(
+                "this encoder remembers what it was trained to and needs no more than it hears: choose "
+                "how much it hears at once, e.g. --latency 160, or leave --latency out"
+            )
+        view = copy.copy(self)
+        view.step_outputs = whole_frames(latency.chunk_s, self.subsampling * self.frame_shift_s)
+        return view
 
     def at_step(self, step: int | None) -> Encoder:
         """What the next batch of training goes through: the same network, maybe in another of its modes.
@@ -187,3 +205,20 @@ class Encoder(nn.Module, ABC):
     def batch_of(state: Any) -> int:
         """Number of streams in `state`."""
         return batch_size(state)
+
+
+def whole_frames(chunk_s: float, frame_s: float) -> int:
+    """Frames of `frame_s` seconds in a chunk. Raises ConfigError unless they are whole and not too many."""
+    if not 0 < chunk_s <= LONGEST_CHUNK_S:
+        raise ConfigError(
+            f"expected chunks of up to {LONGEST_CHUNK_S:g} s, found {1000 * chunk_s:g} ms: "
+            f"{1000 * frame_s:g} ms is the shortest"
+        )
+    frames = round(chunk_s / frame_s)
+    if frames < 1 or abs(frames * frame_s - chunk_s) > 1e-3 * frame_s:
+        low = max(1, int(chunk_s / frame_s))
+        raise ConfigError(
+            f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
+            f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
+        )
+    return frames

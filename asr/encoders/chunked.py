@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr import state as states
-from asr.encoders.base import Encoder, EncoderOutput, Latency
+from asr.encoders.base import Encoder, EncoderOutput, Latency, whole_frames
 from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
@@ -89,7 +89,7 @@ class ChunkedState:
 
 WHOLE_BYTES = 4 << 30
 """What masks or scores of a whole signal may take."""
-LONGEST_CHUNK_S, LONGEST_HISTORY_S = 60.0, 300.0
+LONGEST_HISTORY_S = 300.0
 """What may be chosen at use."""
 _BOOL, _FLOAT = 1, 4  # bytes
 
@@ -214,7 +214,7 @@ class ChunkedEncoder(Encoder):
         """See Encoder.with_latency."""
         if latency.chunk_s is None:
             return self.with_context(ContextConfig())
-        chunk = self._pooling * _whole_frames(latency.chunk_s, self._pooling * self._frame_s)
+        chunk = self._pooling * whole_frames(latency.chunk_s, self._pooling * self._frame_s)
         history = self._trained_history(chunk) if latency.left_s is None else _history(latency.left_s)
         left_chunks = math.ceil(history / (chunk * self._frame_s) - 1e-6)
         return self.with_context(ContextConfig(chunk=chunk, left_chunks=left_chunks))
@@ -375,23 +375,6 @@ class _Step(NamedTuple):
     y: Tensor
     y_lengths: Tensor
     history: History
-
-
-def _whole_frames(chunk_s: float, frame_s: float) -> int:
-    """Frames of `frame_s` seconds in a chunk. Raises ConfigError unless they are whole and not too many."""
-    if not 0 < chunk_s <= LONGEST_CHUNK_S:
-        raise ConfigError(
-            f"expected chunks of up to {LONGEST_CHUNK_S:g} s, found {1000 * chunk_s:g} ms: "
-            f"{1000 * frame_s:g} ms is the shortest"
-        )
-    frames = round(chunk_s / frame_s)
-    if frames < 1 or abs(frames * frame_s - chunk_s) > 1e-3 * frame_s:
-        low = max(1, int(chunk_s / frame_s))
-        raise ConfigError(
-            f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
-            f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
-        )
-    return frames
 
 
 def _history(left_s: float) -> float:

@@ -248,5 +248,6 @@ def test_a_transformer_transducer_has_its_context_in_its_layers() -> None:
     config = TransformerEncoderConfig(dim=16, heads=2, layers=3, left=4, right=1)
     encoder = build_encoder(config, BINS, 0.01)
     assert encoder.streaming
-    with pytest.raises(ConfigError, match="the latency that it was trained with"):
-        encoder.with_latency(Latency(0.24))
+    for latency in (Latency(None), Latency(0.24, 1.0)):
+        with pytest.raises(ConfigError, match="remembers what it was trained to"):
+            encoder.with_latency(latency)

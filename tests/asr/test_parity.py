@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 import asr
-from asr.encoders import ConformerEncoderConfig, LstmEncoderConfig, TransformerEncoderConfig
+from asr.encoders import (
+    ConformerEncoderConfig,
+    LstmEncoderConfig,
+    RecurrentEncoderConfig,
+    TransformerEncoderConfig,
+)
 from asr.errors import StreamingError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
@@ -37,6 +42,7 @@ ENCODERS = {
         **SIZE,
     ),
     "transformer": TransformerEncoderConfig(left=6, right=1, **SIZE),
+    "recurrent": RecurrentEncoderConfig(dim=24, layers=2, lookahead=1, kernel=3),
 }
 
 
@@ -152,6 +158,17 @@ def test_an_unreadable_file_does_not_lose_the_others(make_model, speech_like, tm
     assert "1 of 2 recordings are heard alike" in out
 
 
-def test_an_encoder_with_one_latency_says_so(make_model) -> None:
-    with pytest.raises(asr.AsrError, match="the latency that it was trained with and no other"):
-        asr.load(make_model(), latency=asr.Latency(0.24))
+@pytest.mark.parametrize("name", ["lstm", "transformer", "recurrent"])
+def test_a_causal_encoder_may_hear_more_at_once(name: str, make_model, speech_like) -> None:
+    """It says the same, later and in fewer steps."""
+    recognizer, samples = asr.load(make_model(encoder=ENCODERS[name])), speech_like(3.0)
+    view = recognizer.with_latency(asr.Latency(0.16))
+    assert view.algorithmic_latency_s == pytest.approx(recognizer.algorithmic_latency_s + 0.12)
+    found = check(view, samples)
+    assert found.faults == []
+    assert found.live_latency_s == pytest.approx(found.stated_latency_s, abs=1.1e-3)
+    assert view.transcribe(samples, 8000).tokens == recognizer.transcribe(samples, 8000).tokens
+    with pytest.raises(
+        asr.AsrError, match="expected chunks of whole frames of 40 ms, found 100 ms: 80 or 120"
+    ):
+        recognizer.with_latency(asr.Latency(0.1))

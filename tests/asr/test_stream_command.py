@@ -342,7 +342,7 @@ def test_a_file_as_live_audio_is_cut_and_measured(make_model, speech_like, tmp_p
         (("--realtime",), "are for live audio: add --stream"),
         (("--chunk-ms", "50"), "are for live audio: add --stream"),
         (("--stream", "--vad"), "--vad decides what --silence counts as silence: give --silence SECONDS"),
-        (("--stream", "--latency", "full"), "the latency that it was trained with and no other"),
+        (("--stream", "--latency", "full"), "choose how much it hears at once"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(
