@@ -22,6 +22,8 @@ MIXERS: dict[str, dict[str, Any]] = {
     "min_gru": {"kind": "min_gru"},
     "min_gru-wide": {"kind": "min_gru", "expansion": 1.5},
     "lru": {"kind": "lru"},
+    "min_lstm": {"kind": "min_lstm"},
+    "min_lstm-wide": {"kind": "min_lstm", "expansion": 1.5},
 }
 
 
@@ -147,6 +149,32 @@ def test_lru() -> None:
     torch.testing.assert_close(
         mixer(x[None], None, begun(mixer, 1)).y[0], by_frames(mixer, x, step), rtol=1e-4, atol=1e-5
     )
+
+
+@torch.no_grad()
+def test_min_lstm() -> None:
+    mixer = mixer_config("min_lstm")().build(DIM)
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        projected = mixer.project(x)
+        f, i = torch.sigmoid(projected[:DIM]), torch.sigmoid(projected[DIM : 2 * DIM])
+        h = (f * (torch.zeros(DIM) if h is None else h) + i * projected[2 * DIM :]) / (f + i)
+        return mixer.out(h), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_min_lstm_with_gates_too_small_for_numbers() -> None:
+    """Both are e^-200: their quotients are still halves, and the state the mean of both candidates."""
+    mixer = mixer_config("min_lstm")().build(DIM)
+    mixer.project.weight[: 2 * DIM], mixer.project.bias[: 2 * DIM] = 0.0, -200.0
+    x = torch.randn(1, 1, DIM)
+    state = mixer(x, None, torch.ones(1, DIM)).state
+    candidate = mixer.project(x)[0, 0, 2 * DIM :]
+    torch.testing.assert_close(state[0], (1 + candidate) / 2)
 
 
 # -- The encoder around them -------------------------------------------------------------------------------
