@@ -24,6 +24,10 @@ MIXERS: dict[str, dict[str, Any]] = {
     "lru": {"kind": "lru"},
     "min_lstm": {"kind": "min_lstm"},
     "min_lstm-wide": {"kind": "min_lstm", "expansion": 1.5},
+    "hgrn": {"kind": "hgrn"},
+    "hgrn-wide": {"kind": "hgrn", "expansion": 1.5},
+    "hgrn-real": {"kind": "hgrn", "complex_valued": False},
+    "hgrn-unbounded": {"kind": "hgrn", "lower_bound": False},
 }
 
 
@@ -175,6 +179,26 @@ def test_min_lstm_with_gates_too_small_for_numbers() -> None:
     state = mixer(x, None, torch.ones(1, DIM)).state
     candidate = mixer.project(x)[0, 0, 2 * DIM :]
     torch.testing.assert_close(state[0], (1 + candidate) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"lower_bound": False}, {"complex_valued": False}])
+def test_hgrn(settings: dict[str, Any]) -> None:
+    mixer = mixer_config("hgrn")(**settings).build(DIM)
+    gamma = 0.0 if mixer.gamma is None else torch.sigmoid(mixer.gamma)
+    angle = torch.zeros(DIM) if mixer.theta is None else mixer.theta
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        decay = gamma + (1 - gamma) * torch.sigmoid(mixer.forget(x))
+        c = torch.nn.functional.silu(mixer.input(x))
+        c = c + 0j if mixer.theta is None else torch.complex(c[:DIM], c[DIM:])
+        h = decay * torch.exp(1j * angle) * (0j if h is None else h) + (1 - decay) * c
+        parts = h.real if mixer.theta is None else torch.cat((h.real, h.imag))
+        return mixer.out(torch.sigmoid(mixer.gate(x)) * mixer.norm(parts)), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
 
 
 # -- The encoder around them -------------------------------------------------------------------------------
