@@ -28,6 +28,9 @@ MIXERS: dict[str, dict[str, Any]] = {
     "hgrn-wide": {"kind": "hgrn", "expansion": 1.5},
     "hgrn-real": {"kind": "hgrn", "complex_valued": False},
     "hgrn-unbounded": {"kind": "hgrn", "lower_bound": False},
+    "rg_lru": {"kind": "rg_lru"},
+    "rg_lru-narrow": {"kind": "rg_lru", "expansion": 0.5},
+    "rg_lru-kernel": {"kind": "rg_lru", "kernel": 7},
 }
 
 
@@ -199,6 +202,37 @@ def test_hgrn(settings: dict[str, Any]) -> None:
     x = torch.randn(20, DIM)
     y = mixer(x[None], None, begun(mixer, 1)).y[0]
     torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rg_lru() -> None:
+    mixer = mixer_config("rg_lru")().build(DIM)
+    a, width = torch.sigmoid(-mixer.decay), round(4 / 3 * DIM)
+    assert bool((a**8 < 0.9991).all() & (a**8 > 0.8999).all())
+    weight, bias = mixer.convolution.convolution.weight[:, 0], mixer.convolution.convolution.bias
+
+    def step(x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        heard, h = (torch.zeros(width, 3), torch.zeros(width)) if state is None else state
+        beside, u = mixer.branches(x).chunk(2)
+        heard = torch.cat((heard, u[:, None]), dim=1)
+        u = (heard * weight).sum(1) + bias
+        r, i = torch.sigmoid(mixer.gates(u)).chunk(2)
+        decay = a ** (8 * r)
+        h = decay * h + (1 - decay**2).sqrt() * (i * u)
+        return mixer.out(torch.nn.functional.gelu(beside) * h), (heard[:, 1:], h)
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+def test_rg_lru_with_shut_gates_has_gradients() -> None:
+    """r is nothing and a_t one, where the root of 1 - a_t^2 has no slope."""
+    mixer = mixer_config("rg_lru")().build(DIM)
+    with torch.no_grad():
+        mixer.gates.bias.fill_(-200.0)
+    mixer(torch.randn(1, 9, DIM), None, begun(mixer, 1)).y.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in mixer.parameters() if p.grad is not None)
 
 
 # -- The encoder around them -------------------------------------------------------------------------------
