@@ -31,6 +31,11 @@ MIXERS: dict[str, dict[str, Any]] = {
     "rg_lru": {"kind": "rg_lru"},
     "rg_lru-narrow": {"kind": "rg_lru", "expansion": 0.5},
     "rg_lru-kernel": {"kind": "rg_lru", "kernel": 7},
+    "local_attention": {"kind": "local_attention"},
+    "local_attention-short": {"kind": "local_attention", "window": 5},
+    "local_attention-one": {"kind": "local_attention", "window": 1, "heads": 2},
+    "local_attention-keys": {"kind": "local_attention", "window": 7, "key_heads": 2},
+    "local_attention-all-keys": {"kind": "local_attention", "window": 7, "key_heads": 4},
 }
 
 
@@ -235,6 +240,43 @@ def test_rg_lru_with_shut_gates_has_gradients() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in mixer.parameters() if p.grad is not None)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "heads", "key_heads"), [(64, 4, 1), (5, 4, 2), (6, 2, 2), (1, 1, 1)])
+def test_local_attention(window: int, heads: int, key_heads: int) -> None:
+    """Frame by frame, with rotations as complex numbers, by positions counted from the first frame."""
+    settings = {"window": window, "heads": heads, "key_heads": key_heads}
+    mixer, width = mixer_config("local_attention")(**settings).build(DIM), DIM // heads
+    x = torch.randn(20, DIM)
+
+    def turned(z: Tensor, t: int) -> Tensor:
+        frequency = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
+        return torch.complex(*z.chunk(2)) * torch.exp(1j * t * frequency)
+
+    def head(t: int, h: int) -> Tensor:
+        part = slice(h * key_heads // heads * width, (h * key_heads // heads + 1) * width)
+        past = range(max(0, t - window), t + 1)
+        keys, values = zip(*(mixer.key_value(x[s]).chunk(2) for s in past), strict=True)
+        q = turned(mixer.query(x[t])[h * width : (h + 1) * width], t)
+        scores = [(q * turned(k[part], s).conj()).sum().real for s, k in zip(past, keys, strict=True)]
+        weights = torch.softmax(torch.stack(scores) / width**0.5, dim=0)
+        return weights @ torch.stack([v[part] for v in values])
+
+    expected = torch.stack([mixer.out(torch.cat([head(t, h) for h in range(heads)])) for t in range(20)])
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_local_attention_forgets_what_its_window_has_left() -> None:
+    mixer = mixer_config("local_attention")(window=8).build(DIM)
+    x = torch.randn(1, 50, DIM)
+    changed = x.clone()
+    changed[:, 20] += 5
+    y, other = (mixer(z, None, begun(mixer, 1)).y[0] for z in (x, changed))
+    moved = (y - other).abs().amax(1) > 0
+    assert moved.nonzero()[:, 0].tolist() == list(range(20, 29))
+
+
 # -- The encoder around them -------------------------------------------------------------------------------
 
 
@@ -299,3 +341,7 @@ def test_settings_that_do_not_go_together() -> None:
         RecurrentEncoderConfig(bidirectional=True, lookahead=2)
     with pytest.raises(ValueError, match=r"expected smallest < largest, found 0\.9 and 0\.5"):
         mixer_config("lru")(largest=0.5)
+    with pytest.raises(ValueError, match="expected heads a multiple of key_heads, found 4 and 3"):
+        mixer_config("local_attention")(key_heads=3)
+    with pytest.raises(ValueError, match="dim 16 is not an even multiple of heads 16"):
+        mixer_config("local_attention")(heads=16).build(DIM)
