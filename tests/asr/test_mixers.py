@@ -36,6 +36,8 @@ MIXERS: dict[str, dict[str, Any]] = {
     "local_attention-one": {"kind": "local_attention", "window": 1, "heads": 2},
     "local_attention-keys": {"kind": "local_attention", "window": 7, "key_heads": 2},
     "local_attention-all-keys": {"kind": "local_attention", "window": 7, "key_heads": 4},
+    "gateloop": {"kind": "gateloop"},
+    "gateloop-wide": {"kind": "gateloop", "expansion": 1.5},
 }
 
 
@@ -275,6 +277,21 @@ def test_local_attention_forgets_what_its_window_has_left() -> None:
     y, other = (mixer(z, None, begun(mixer, 1)).y[0] for z in (x, changed))
     moved = (y - other).abs().amax(1) > 0
     assert moved.nonzero()[:, 0].tolist() == list(range(20, 29))
+
+
+@torch.no_grad()
+def test_gateloop() -> None:
+    mixer = mixer_config("gateloop")().build(DIM)
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v, gate = mixer.project(x).chunk(4)
+        size, phase = mixer.transition(x).chunk(2)
+        h = torch.sigmoid(size) * torch.exp(1j * phase) * (0j if h is None else h) + k * v
+        return mixer.out(torch.nn.functional.silu(gate) * mixer.norm((q * h).real)), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
 
 
 # -- The encoder around them -------------------------------------------------------------------------------
