@@ -316,7 +316,7 @@ def test_aaren(size: float) -> None:
 
 
 def test_gradients_of_aaren() -> None:
-    """Those of softmax, through the state between two pieces too: no gradient is missed through the maximum."""
+    """Those of softmax, also through the state between two pieces: none is missed through the maximum."""
     mixer = mixer_config("aaren")(heads=4).build(DIM).double()
     x, wanted = torch.randn(1, 20, DIM, dtype=torch.float64), torch.randn(20, DIM, dtype=torch.float64)
     first, state = mixer(x[:, :8], None, begun(mixer, 1, torch.float64))

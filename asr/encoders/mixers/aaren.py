@@ -60,8 +60,9 @@ class Aaren(Mixer):
         with_one = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
         weighted = torch.exp(scores - now)[..., None] * with_one
         h, sums = linear_scan(torch.exp(before - now)[..., None], weighted, sums, lengths=lengths)
-        # Only beyond the lengths is den, 0 there, less than one.
-        y = h[..., :-1] / h[..., -1:].clamp(min=1.0)
+        num, den = h[..., :-1], h[..., -1:]
+        # 0 beyond the lengths. clamp(min=1) would have no gradient where den is one, as at the first frame.
+        y = num / den.masked_fill(den == 0, 1.0)
         return MixerOutput(self.out(y.flatten(2).to(x.dtype)), (sums, maxima[:, -1]))
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
