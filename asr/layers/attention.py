@@ -114,7 +114,7 @@ class SelfAttention(Branch):
         T = q.shape[1]
         bias = None if mask is None else mask[:, None]
         if where.rotation is not None:
-            q, k = _rotated(q, where.rotation), _rotated(k, where.rotation)
+            q, k = rotated(q, where.rotation), rotated(k, where.rotation)
         elif where.distances is not None:
             far = self.distance(where.distances).view(-1, *q.shape[2:])
             bias = _masked(self._distance_scores(q, far, k.shape[1]), bias)
@@ -157,8 +157,8 @@ def _angles(position: Tensor, width: int) -> Tensor:
     return position[:, None] * torch.exp(-math.log(10000.0) * exponent)
 
 
-def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x (B, T, heads, d) turned by the last T positions of the table."""
+def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, T, heads, d) turned by the last T positions of the table, `Positions.rotation`."""
     cos, sin = (table[len(table) - x.shape[1] :, None] for table in rotation)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

@@ -22,6 +22,24 @@ MIXERS: dict[str, dict[str, Any]] = {
     "min_gru": {"kind": "min_gru"},
     "min_gru-wide": {"kind": "min_gru", "expansion": 1.5},
     "lru": {"kind": "lru"},
+    "min_lstm": {"kind": "min_lstm"},
+    "min_lstm-wide": {"kind": "min_lstm", "expansion": 1.5},
+    "hgrn": {"kind": "hgrn"},
+    "hgrn-wide": {"kind": "hgrn", "expansion": 1.5},
+    "hgrn-real": {"kind": "hgrn", "complex_valued": False},
+    "hgrn-unbounded": {"kind": "hgrn", "lower_bound": False},
+    "rg_lru": {"kind": "rg_lru"},
+    "rg_lru-narrow": {"kind": "rg_lru", "expansion": 0.5},
+    "rg_lru-kernel": {"kind": "rg_lru", "kernel": 7},
+    "local_attention": {"kind": "local_attention"},
+    "local_attention-short": {"kind": "local_attention", "window": 5},
+    "local_attention-one": {"kind": "local_attention", "window": 1, "heads": 2},
+    "local_attention-keys": {"kind": "local_attention", "window": 7, "key_heads": 2},
+    "local_attention-all-keys": {"kind": "local_attention", "window": 7, "key_heads": 4},
+    "gateloop": {"kind": "gateloop"},
+    "gateloop-wide": {"kind": "gateloop", "expansion": 1.5},
+    "aaren": {"kind": "aaren"},
+    "aaren-heads": {"kind": "aaren", "heads": 2},
 }
 
 
@@ -149,6 +167,176 @@ def test_lru() -> None:
     )
 
 
+@torch.no_grad()
+def test_min_lstm() -> None:
+    mixer = mixer_config("min_lstm")().build(DIM)
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        projected = mixer.project(x)
+        f, i = torch.sigmoid(projected[:DIM]), torch.sigmoid(projected[DIM : 2 * DIM])
+        h = (f * (torch.zeros(DIM) if h is None else h) + i * projected[2 * DIM :]) / (f + i)
+        return mixer.out(h), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_min_lstm_with_gates_too_small_for_numbers() -> None:
+    """Both are e^-200: their quotients are still halves, and the state the mean of both candidates."""
+    mixer = mixer_config("min_lstm")().build(DIM)
+    mixer.project.weight[: 2 * DIM], mixer.project.bias[: 2 * DIM] = 0.0, -200.0
+    x = torch.randn(1, 1, DIM)
+    state = mixer(x, None, torch.ones(1, DIM)).state
+    candidate = mixer.project(x)[0, 0, 2 * DIM :]
+    torch.testing.assert_close(state[0], (1 + candidate) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"lower_bound": False}, {"complex_valued": False}])
+def test_hgrn(settings: dict[str, Any]) -> None:
+    mixer = mixer_config("hgrn")(**settings).build(DIM)
+    gamma = 0.0 if mixer.gamma is None else torch.sigmoid(mixer.gamma)
+    angle = torch.zeros(DIM) if mixer.theta is None else mixer.theta
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        decay = gamma + (1 - gamma) * torch.sigmoid(mixer.forget(x))
+        c = torch.nn.functional.silu(mixer.input(x))
+        c = c + 0j if mixer.theta is None else torch.complex(c[:DIM], c[DIM:])
+        h = decay * torch.exp(1j * angle) * (0j if h is None else h) + (1 - decay) * c
+        parts = h.real if mixer.theta is None else torch.cat((h.real, h.imag))
+        return mixer.out(torch.sigmoid(mixer.gate(x)) * mixer.norm(parts)), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rg_lru() -> None:
+    mixer = mixer_config("rg_lru")().build(DIM)
+    a, width = torch.sigmoid(-mixer.decay), round(4 / 3 * DIM)
+    assert bool((a**8 < 0.9991).all() & (a**8 > 0.8999).all())
+    weight, bias = mixer.convolution.convolution.weight[:, 0], mixer.convolution.convolution.bias
+
+    def step(x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        heard, h = (torch.zeros(width, 3), torch.zeros(width)) if state is None else state
+        beside, u = mixer.branches(x).chunk(2)
+        heard = torch.cat((heard, u[:, None]), dim=1)
+        u = (heard * weight).sum(1) + bias
+        r, i = torch.sigmoid(mixer.gates(u)).chunk(2)
+        decay = a ** (8 * r)
+        h = decay * h + (1 - decay**2).sqrt() * (i * u)
+        return mixer.out(torch.nn.functional.gelu(beside) * h), (heard[:, 1:], h)
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+def test_rg_lru_with_shut_gates_has_gradients() -> None:
+    """r is nothing and a_t one, where the root of 1 - a_t^2 has no slope."""
+    mixer = mixer_config("rg_lru")().build(DIM)
+    with torch.no_grad():
+        mixer.gates.bias.fill_(-200.0)
+    mixer(torch.randn(1, 9, DIM), None, begun(mixer, 1)).y.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in mixer.parameters() if p.grad is not None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "heads", "key_heads"), [(64, 4, 1), (5, 4, 2), (6, 2, 2), (1, 1, 1)])
+def test_local_attention(window: int, heads: int, key_heads: int) -> None:
+    """Frame by frame, with rotations as complex numbers, by positions counted from the first frame."""
+    settings = {"window": window, "heads": heads, "key_heads": key_heads}
+    mixer, width = mixer_config("local_attention")(**settings).build(DIM), DIM // heads
+    x = torch.randn(20, DIM)
+
+    def turned(z: Tensor, t: int) -> Tensor:
+        frequency = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
+        return torch.complex(*z.chunk(2)) * torch.exp(1j * t * frequency)
+
+    def head(t: int, h: int) -> Tensor:
+        part = slice(h * key_heads // heads * width, (h * key_heads // heads + 1) * width)
+        past = range(max(0, t - window), t + 1)
+        keys, values = zip(*(mixer.key_value(x[s]).chunk(2) for s in past), strict=True)
+        q = turned(mixer.query(x[t])[h * width : (h + 1) * width], t)
+        scores = [(q * turned(k[part], s).conj()).sum().real for s, k in zip(past, keys, strict=True)]
+        weights = torch.softmax(torch.stack(scores) / width**0.5, dim=0)
+        return weights @ torch.stack([v[part] for v in values])
+
+    expected = torch.stack([mixer.out(torch.cat([head(t, h) for h in range(heads)])) for t in range(20)])
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_local_attention_forgets_what_its_window_has_left() -> None:
+    mixer = mixer_config("local_attention")(window=8).build(DIM)
+    x = torch.randn(1, 50, DIM)
+    changed = x.clone()
+    changed[:, 20] += 5
+    y, other = (mixer(z, None, begun(mixer, 1)).y[0] for z in (x, changed))
+    moved = (y - other).abs().amax(1) > 0
+    assert moved.nonzero()[:, 0].tolist() == list(range(20, 29))
+
+
+@torch.no_grad()
+def test_gateloop() -> None:
+    mixer = mixer_config("gateloop")().build(DIM)
+
+    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v, gate = mixer.project(x).chunk(4)
+        size, phase = mixer.transition(x).chunk(2)
+        h = torch.sigmoid(size) * torch.exp(1j * phase) * (0j if h is None else h) + k * v
+        return mixer.out(torch.nn.functional.silu(gate) * mixer.norm((q * h).real)), h
+
+    x = torch.randn(20, DIM)
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
+
+
+def attended(mixer: Mixer, x: Tensor, heads: int) -> Tensor:
+    """What an Aaren says of one signal (T, DIM), by a softmax over the past of every frame."""
+    scores, values = mixer.score(x), mixer.value(x).view(len(x), heads, -1)
+    weights = (torch.softmax(scores[: t + 1], dim=0) for t in range(len(x)))
+    return mixer.out(
+        torch.stack([torch.einsum("th,thd->hd", w, values[: len(w)]).flatten() for w in weights])
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 1e4])
+def test_aaren(size: float) -> None:
+    """Scores of any size, negative ones too, as the highest so far comes off them."""
+    mixer, x = mixer_config("aaren")(heads=4).build(DIM), torch.randn(20, DIM)
+    mixer.score.weight *= size
+    y = mixer(x[None], None, begun(mixer, 1)).y[0]
+    torch.testing.assert_close(y, attended(mixer, x, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_aaren() -> None:
+    """Those of softmax, also through the state between two pieces: none is missed through the maximum."""
+    mixer = mixer_config("aaren")(heads=4).build(DIM).double()
+    x, wanted = torch.randn(1, 20, DIM, dtype=torch.float64), torch.randn(20, DIM, dtype=torch.float64)
+    first, state = mixer(x[:, :8], None, begun(mixer, 1, torch.float64))
+    y = torch.cat((first, mixer(x[:, 8:], None, state).y), dim=1)[0]
+    ours = torch.autograd.grad((y * wanted).sum(), list(mixer.parameters()))
+    theirs = torch.autograd.grad((attended(mixer, x[0], 4) * wanted).sum(), list(mixer.parameters()))
+    torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_aaren_is_exact_after_two_hours() -> None:
+    """200,000 frames of 40 ms: the means over all of them, in single as in double precision."""
+    torch.manual_seed(0)
+    mixer = mixer_config("aaren")(heads=4).build(DIM)
+    x = torch.randn(1, 200_000, DIM) + 0.5
+    y = mixer(x, None, begun(mixer, 1)).y[:, -1000:]
+    exact = mixer.double()(x.double(), None, begun(mixer, 1, torch.float64)).y[:, -1000:]
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
+
+
 # -- The encoder around them -------------------------------------------------------------------------------
 
 
@@ -213,3 +401,9 @@ def test_settings_that_do_not_go_together() -> None:
         RecurrentEncoderConfig(bidirectional=True, lookahead=2)
     with pytest.raises(ValueError, match=r"expected smallest < largest, found 0\.9 and 0\.5"):
         mixer_config("lru")(largest=0.5)
+    with pytest.raises(ValueError, match="expected heads a multiple of key_heads, found 4 and 3"):
+        mixer_config("local_attention")(key_heads=3)
+    with pytest.raises(ValueError, match="dim 16 is not an even multiple of heads 16"):
+        mixer_config("local_attention")(heads=16).build(DIM)
+    with pytest.raises(ValueError, match="dim 16 is not a multiple of heads 5"):
+        mixer_config("aaren")(heads=5).build(DIM)
