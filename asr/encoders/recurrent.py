@@ -37,6 +37,8 @@ class RecurrentEncoderConfig(Config):
     kind: Literal["recurrent"] = "recurrent"
     mixer: AnyMixer = MinGruConfig()
     """What carries the past; `kind` names it."""
+    others: tuple[AnyMixer, ...] = ()
+    """Further mixers: the layers take `mixer` and these in turn (mixers/README.md: Griffin)."""
     dim: int = Field(256, ge=2)
     """Width of the frames."""
     layers: int = Field(6, ge=1)
@@ -58,6 +60,10 @@ class RecurrentEncoderConfig(Config):
         if self.bidirectional and self.lookahead:
             raise ValueError(
                 "lookahead is for streaming encoders; a bidirectional one sees all: set lookahead to 0"
+            )
+        if len(self.others) >= self.layers:
+            raise ValueError(
+                f"expected a layer for each of {1 + len(self.others)} mixers, found {self.layers}: set layers"
             )
         return self
 
@@ -87,7 +93,7 @@ class RecurrentEncoder(Encoder):
         self.input_dim, self.output_dim, self.frame_shift_s = input_dim, config.dim, frame_shift_s
         self.entrance = Entrance(config.subsampling, input_dim, config.dim, config.lookahead)
         self.subsampling, self.lookahead_frames = self.entrance.factor, self.entrance.lookahead_frames
-        self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(RecurrentLayer(config, n) for n in range(config.layers))
         begin_small(self.layers)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -122,11 +128,13 @@ class RecurrentEncoder(Encoder):
 class RecurrentLayer(nn.Module):
     """See the module docstring."""
 
-    def __init__(self, config: RecurrentEncoderConfig) -> None:
+    def __init__(self, config: RecurrentEncoderConfig, number: int) -> None:
         super().__init__()
+        mixers = (config.mixer, *config.others)
+        mixer = mixers[number % len(mixers)]
         self.norm = nn.LayerNorm(config.dim)
-        self.mixer = config.mixer.build(config.dim)
-        self.back = config.mixer.build(config.dim) if config.bidirectional else None
+        self.mixer = mixer.build(config.dim)
+        self.back = mixer.build(config.dim) if config.bidirectional else None
         self.convolution = CausalConvolution(config.dim, config.kernel) if config.kernel else None
         self.feed_forward = (
             FeedForward(config.dim, config.expansion, config.dropout) if config.expansion else None

@@ -61,6 +61,7 @@ STREAMING = {
     "conformer-lookahead": conformer(2, 3, lookahead=3, convolution="causal"),
     "conformer-funnel": conformer(8, 1, pool_after=(1, 2), positions="relative"),
     "recurrent": recurrent("min_gru", expansion=0),
+    "recurrent-griffin": recurrent("rg_lru", others=({"kind": "local_attention", "window": 6, "heads": 2},)),
     "recurrent-convolution": recurrent("min_gru", kernel=4, lookahead=2),
     "transformer": transformer(left=5, right=1),
     "transformer-causal": transformer(left=4, right=0, positions="relative"),

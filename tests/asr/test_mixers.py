@@ -355,6 +355,15 @@ def test_bidirectional_hears_both_sides_and_refuses_to_stream() -> None:
         encoder.initial_state(1)
 
 
+def test_layers_take_mixers_in_turn() -> None:
+    others = ({"kind": "rg_lru"}, {"kind": "local_attention", "heads": 2})
+    config = RecurrentEncoderConfig(mixer={"kind": "rg_lru"}, others=others, dim=16, layers=5)
+    encoder = build_encoder(config, 6, 0.01)
+    kinds = [type(layer.mixer).__name__ for layer in encoder.layers]
+    assert kinds == ["RgLru", "RgLru", "LocalAttention", "RgLru", "RgLru"]
+    assert RecurrentEncoderConfig.model_validate(config.model_dump(mode="json")) == config
+
+
 def test_checkpointing_changes_no_gradient() -> None:
     x, lengths, found = torch.randn(2, 40, 6), torch.tensor([40, 25]), []
     for checkpointing in (False, True):
@@ -401,6 +410,8 @@ def test_settings_that_do_not_go_together() -> None:
         RecurrentEncoderConfig(bidirectional=True, lookahead=2)
     with pytest.raises(ValueError, match=r"expected smallest < largest, found 0\.9 and 0\.5"):
         mixer_config("lru")(largest=0.5)
+    with pytest.raises(ValueError, match="expected a layer for each of 3 mixers, found 2: set layers"):
+        RecurrentEncoderConfig(layers=2, others=({"kind": "lru"}, {"kind": "min_gru"}))
     with pytest.raises(ValueError, match="expected heads a multiple of key_heads, found 4 and 3"):
         mixer_config("local_attention")(key_heads=3)
     with pytest.raises(ValueError, match="dim 16 is not an even multiple of heads 16"):

@@ -33,6 +33,8 @@ def _read(value: Any) -> Any:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # two settings that do not go together, in words
+            raise ValueError(first["msg"].removeprefix("Value error, ")) from error
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg']}, found {first['input']!r}") from error
 

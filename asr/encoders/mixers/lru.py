@@ -61,20 +61,20 @@ class Lru(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: Tensor) -> MixerOutput:
         """See Mixer.forward; the state is h (B, 2 * width), the real parts first."""
-        decay = torch.exp(-self.nu.exp())
+        wide = state.dtype
+        decay = torch.exp(-self.nu.to(wide).exp())
         gamma = (1.0 - decay.square()).clamp(min=1e-12).sqrt()
-        wide = state.dtype if state.dtype == torch.float64 else torch.float32
         real, imaginary = self.input(x).to(wide).unflatten(-1, (2, self.width)).unbind(-2)
         driven = torch.complex(real * gamma, imaginary * gamma)
-        start = torch.complex(*state.to(wide).chunk(2, dim=-1))
-        h, last = linear_scan(torch.polar(decay, self.theta.exp()), driven, start, lengths=lengths)
+        start = torch.complex(*state.chunk(2, dim=-1))
+        h, last = linear_scan(torch.polar(decay, self.theta.to(wide).exp()), driven, start, lengths=lengths)
         read = self.read(torch.cat((h.real, h.imag), dim=-1).to(x.dtype)) + self.skip * x
         y = self.out(functional.silu(self.gate(x)) * read)
         return MixerOutput(y, torch.cat((last.real, last.imag), dim=-1))
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(dtype, torch.float32)
         return torch.zeros(batch, 2 * self.width, device=device, dtype=wide)
 
 

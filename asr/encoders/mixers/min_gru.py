@@ -49,7 +49,7 @@ class MinGru(Mixer):
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        return torch.zeros(batch, self.width, device=device, dtype=dtype)
+        return torch.zeros(batch, self.width, device=device, dtype=torch.promote_types(dtype, torch.float32))
 
 
 CONFIG = MinGruConfig
