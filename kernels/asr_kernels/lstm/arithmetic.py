@@ -1,7 +1,7 @@
 """The gate arithmetic of cpu.py: forward in place, and the derivatives prepared for all frames at once.
 
-A unit's preactivations do not meet those of others but through h, so nearly everything in the backward pass is
-a product of what the forward pass left behind (`factors`, computed for all frames in a few large operations)
+A unit's preactivations meet those of others only through h, so nearly everything in the backward pass is a
+product of what the forward pass left behind (`factors`, computed for all frames in a few large operations)
 and of the gradients that come from the future (`back`, a few small operations per frame). For the LSTM, with
 dh and dc the gradients at h_t and c_t::
 
@@ -45,7 +45,7 @@ class Arithmetic(Protocol):
         """Turn preactivations into activations in place, and write the state after the frame."""
 
     def factors(self, gates: Tensor, aside: Tensor, history: Leaves) -> tuple[Tensor, Leaves]:
-        """(T, E, heads, B, D) that `back` turns into gradients at the preactivations, and what it needs else."""
+        """(T, E, heads, B, D) that `back` turns into gradients, and what else it needs."""
 
     def back(
         self, grads: Tensor, gates: Tensor, extra: Leaves, before: Leaves, after: Leaves, future: Leaves
@@ -61,7 +61,9 @@ def arithmetic(cell: Cell, peepholes: Tensor | None) -> Arithmetic:
     """The arithmetic of the cell; peepholes (P, heads, 1, D)."""
     if cell.kind == "lstm":
         return _Lstm(cell, peepholes)
-    return {"gru": _Gru, "elman": _Elman, "slstm": _Slstm}[cell.kind](cell)
+    if cell.kind == "slstm":
+        return _Slstm(cell)
+    return _Gru() if cell.kind == "gru" else _Elman()
 
 
 class _Lstm:
@@ -147,9 +149,6 @@ class _Gru:
 
     aside = direct = 1
 
-    def __init__(self, cell: Cell) -> None:
-        pass
-
     def forward(self, gates: Tensor, aside: Tensor, before: Leaves, after: Leaves) -> None:
         r, z, n = gates.unbind(0)
         gates[:2].sigmoid_()
@@ -176,9 +175,6 @@ class _Gru:
 
 class _Elman:
     aside = direct = 0
-
-    def __init__(self, cell: Cell) -> None:
-        pass
 
     def forward(self, gates: Tensor, aside: Tensor, before: Leaves, after: Leaves) -> None:
         torch.tanh(gates[0], out=after["h"])

@@ -1,7 +1,7 @@
 """What a recurrent cell is made of: the one description that every backend reads.
 
-The equations stand in reference.py. A cell has a few preactivations per unit (its `gates`, in the order in
-which `x`, the weights and the bias hold them), carries some state per unit from frame to frame (its `leaves`),
+The equations stand in reference.py. A cell has a few preactivations per unit (its `gates`, in the order of
+`x`, the weights and the bias), carries some state per unit from frame to frame (its `leaves`),
 and takes some parameters beside the recurrent weights (`peephole_gates`, `gate_recurrence`).
 
 - "lstm": Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000, gates in the order of

@@ -3,9 +3,9 @@
 The equations are those of reference.py, rearranged so that a step is one matrix product and a few operations
 in place (arithmetic.py), on arrays allocated before the loop::
 
-    forward     preactivations_t = x_t + b + h_{t-1} R       for all gates at once, over x's own copy
+    forward     preactivations_t = x_t + b + h_{t-1} R   for all gates at once, in place of x
     backward    dh_{t-1} = d preactivations_t R^T (+ what h_{t-1} does directly)
-    after it    dR = sum_t h_{t-1}^T d preactivations_t      one product; as are db and the peepholes' gradients
+    after it    dR = sum_t h_{t-1}^T d preactivations_t      one product, as for the other parameters
 
 Arrays are time-major, (T, gates, heads, B, D), so that the operands of every step are contiguous; where
 lengths differ, streams are sorted and a step takes the rows that have frames left (steps.py).
@@ -51,7 +51,7 @@ class Gradients(NamedTuple):
 
 
 def forward(cell: Cell, x: Tensor, parameters: Parameters, state: CellState, steps: Steps) -> Trace:
-    """From x (B, T, heads, gates, D) of any floating dtype; parameters and state in that of the computation."""
+    """From x (B, T, heads, gates, D) of any floating dtype; the others in that of the computation."""
     weight, bias, peepholes, gate_weight = parameters
     B, _, H, G, D = x.shape
     S, E = steps.count, G - (cell.kind == "gru")
@@ -68,18 +68,16 @@ def forward(cell: Cell, x: Tensor, parameters: Parameters, state: CellState, ste
     for leaf, values in history.items():
         values[0] = steps.sort(_leaf(state, leaf))
     matrices = weight.permute(2, 0, 3, 1).contiguous().transpose(2, 3)  # (G, H, in, out), fastest like this
-    last: int | None = None
+    shown = _Shown(B)
     for t, n in enumerate(steps.rows):
-        if n != last:
-            rows, last = _rows(history, n), n
-            shown = gates[:, :, :, :n], aside[:, :, :, :n]
-        before, after = _at(rows, t), _at(rows, t + 1)
-        _add_product(shown[0][t, :E], before["h"], matrices[:E])
+        before, after = ({leaf: shown(v, n)[u] for leaf, v in history.items()} for u in (t, t + 1))
+        own_gates, own_aside = shown(gates, n)[t], shown(aside, n)[t]
+        _add_product(own_gates[:E], before["h"], matrices[:E])
         if cell.kind == "gru":
-            _add_product(shown[1][t], before["h"], matrices[E:])
+            _add_product(own_aside, before["h"], matrices[E:])
         if gate_weight is not None:
-            _feed(cell, shown[0][t], before, gate_weight)
-        own.forward(shown[0][t], shown[1][t], before, after)
+            _feed(cell, own_gates, before, gate_weight)
+        own.forward(own_gates, own_aside, before, after)
     y = steps.restore(history["h"][1:].transpose(1, 2))
     final = CellState(**{leaf: steps.last(values) for leaf, values in history.items()})
     return Trace(y, final, (gates, aside, *history.values()))
@@ -101,49 +99,58 @@ def backward(
     grads, extra = own.factors(gates, aside, history)
     dy = steps.arrange(grad_y).transpose(1, 2)  # (S, H, B, D)
     matrices = parameters.weight.permute(0, 2, 3, 1).reshape(H, G * D, D)  # (H, gates x out, in)
-    future = {leaf: steps.sort(_leaf(grad_state, leaf)).contiguous() for leaf in cell.leaves}
-    future = {leaf: value.clone() for leaf, value in future.items()}
+    contiguous = torch.contiguous_format
+    future = {
+        leaf: steps.sort(_leaf(grad_state, leaf)).clone(memory_format=contiguous) for leaf in cell.leaves
+    }
+    beside = grads.new_zeros(
+        S, H, B, G, D
+    )  # the recurrent product's, with the gates of a unit's head together
+    shown = _Shown(B)
     for t in reversed(range(S)):
         n = steps.rows[t]
         here = {leaf: value[:, :n] for leaf, value in future.items()}
-        before, after = _at(_rows(history, n), t), _at(_rows(history, n), t + 1)
-        at = {name: value[t, :, :n] for name, value in extra.items()}
-        here["h"] += dy[t, :, :n]
-        own.back(grads[t, :, :, :n], gates[t, :, :, :n], at, before, after, here)
-        grads[t, :, :, n:] = 0.0
+        before, after = ({leaf: shown(v, n)[u] for leaf, v in history.items()} for u in (t, t + 1))
+        at = {name: shown(value, n)[t] for name, value in extra.items()}
+        own_grads = shown(grads, n)[t]
+        here["h"] += shown(dy, n)[t]
+        own.back(own_grads, shown(gates, n)[t], at, before, after, here)
+        if n < B:
+            grads[t, :, :, n:] = 0.0
         if parameters.gate_weight is not None:
-            _feed_back(cell, grads[t, :, :, :n], here, parameters.gate_weight)
-        side_by_side = grads[t, :G, :, :n].permute(1, 2, 0, 3).reshape(H, n, G * D)
-        here["h"].baddbmm_(side_by_side, matrices, beta=own.direct)
+            _feed_back(cell, own_grads, here, parameters.gate_weight)
+        row = beside[t, :, :n].copy_(own_grads[:G].permute(1, 2, 0, 3))
+        here["h"].baddbmm_(row.flatten(2), matrices, beta=own.direct)
     return Gradients(
-        _at_inputs(cell, grads, steps),
-        _at_parameters(cell, parameters, grads, history),
+        steps.restore(_at_inputs(cell, beside, grads).transpose(1, 2)),
+        _at_parameters(cell, parameters, beside, history),
         CellState(**{leaf: steps.unsort(value) for leaf, value in future.items()}),
     )
 
 
-def _at_inputs(cell: Cell, grads: Tensor, steps: Steps) -> Tensor:
-    """(B, T, heads, gates, D) from what the steps left, (S, gates, heads, B, D)."""
-    rows = grads[:, [0, 1, 3]] if cell.kind == "gru" else grads
-    return steps.restore(rows.permute(0, 3, 2, 1, 4))
+def _at_inputs(cell: Cell, beside: Tensor, grads: Tensor) -> Tensor:
+    """Gradients (S, heads, B, gates, D) at x: those of the product, but for the GRU's candidate."""
+    if cell.kind != "gru":
+        return beside
+    return torch.stack((*beside[..., :2, :].unbind(-2), grads[:, 3]), dim=-2)
 
 
-def _at_parameters(cell: Cell, parameters: Parameters, grads: Tensor, history: Leaves) -> Parameters:
+def _at_parameters(cell: Cell, parameters: Parameters, beside: Tensor, history: Leaves) -> Parameters:
     """Sums over all steps and streams, each one product or reduction."""
     weight, bias, peepholes, gate_weight = parameters
     H, D, G, _ = weight.shape
-    by_head = grads[:, :G].permute(2, 0, 3, 1, 4).reshape(H, -1, G * D)  # (H, S x B, gates x D)
+    by_head = _flat(beside.flatten(3))
     at_weight = (_flat(history["h"][:-1]).transpose(1, 2) @ by_head).view(H, D, G, D)
     at_bias = None if bias is None else by_head.sum(dim=1).view(H, G, D)
     at_peepholes = at_gates = None
     if peepholes is not None:
         c = {"i": history["c"][:-1], "f": history["c"][:-1], "o": history["c"][1:]}
-        each = [(grads[:, cell.gates.index(g)] * c[g]).sum(dim=(0, 2)) for g in cell.peephole_gates]
+        each = [(beside[..., cell.gates.index(g), :] * c[g]).sum(dim=(0, 2)) for g in cell.peephole_gates]
         at_peepholes = torch.stack(each, dim=1)
     if gate_weight is not None:
         names = cell.recurrent_gates
         fed = torch.cat([_flat(history[name][:-1]) for name in names], dim=2)
-        back = torch.cat([_flat(grads[:, cell.gates.index(name)]) for name in names], dim=2)
+        back = torch.cat([_flat(beside[..., cell.gates.index(name), :]) for name in names], dim=2)
         at_gates = (fed.transpose(1, 2) @ back).view(gate_weight.shape)
     return Parameters(at_weight, at_bias, at_peepholes, at_gates)
 
@@ -180,12 +187,23 @@ def _flat(values: Tensor) -> Tensor:
     return values.transpose(0, 1).reshape(H, S * B, D)
 
 
-def _rows(history: Leaves, n: int) -> Leaves:
-    return {leaf: values[:, :, :n] for leaf, values in history.items()}
+class _Shown:
+    """shown(values, n): views of the first n streams of every frame of values (frames, ..., B, D).
 
+    Made once for every n, since a view costs about as much as the arithmetic on it.
+    """
 
-def _at(history: Leaves, t: int) -> Leaves:
-    return {leaf: values[t] for leaf, values in history.items()}
+    def __init__(self, batch: int) -> None:
+        self._n = batch
+        self._views: dict[int, tuple[Tensor, ...]] = {}
+
+    def __call__(self, values: Tensor, n: int) -> tuple[Tensor, ...]:
+        if n != self._n:
+            self._n = n
+            self._views.clear()
+        if id(values) not in self._views:
+            self._views[id(values)] = values[..., :n, :].unbind(0)
+        return self._views[id(values)]
 
 
 def _leaf(state: CellState, name: str) -> Tensor:

@@ -21,8 +21,8 @@ With z~, i~, ... the preactivations, that is x_t + R h_{t-1} + b, * elementwise 
             n = exp(log f + m_{t-1} - m) * n_{t-1} + exp(i~ - m)
             h = sigma(o~) * c / n
 
-Departure: where n_{t-1} = 0 nothing was seen, and m_{t-1} counts as -inf. Zero is then a state like any other,
-and c / n is finite whatever the first gates are.
+Departure: where n_{t-1} = 0 nothing was seen, and m_{t-1} counts as -inf. Zero is then a state like any
+other, and c / n is finite whatever the first gates are.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ def _lstm(
             pre[gate] = pre[gate] + part
     peeps = {} if peepholes is None else dict(zip(cell.peephole_gates, peepholes.unbind(-2), strict=True))
 
-    def gate(name: str, c: Tensor) -> Tensor:
+    def sigmoid(name: str, c: Tensor) -> Tensor:
         if name not in pre:
             return torch.ones_like(c)
         return torch.sigmoid(pre[name] + peeps[name] * c if name in peeps else pre[name])
 
-    i, f = gate("i", before), gate("f", before)
+    i, f = sigmoid("i", before), sigmoid("f", before)
     f = 1 - i if cell.coupled else f
     c = f * before + i * (torch.tanh(pre["z"]) if cell.input_activation else pre["z"])
-    o = gate("o", c)
+    o = sigmoid("o", c)
     h = o * (torch.tanh(c) if cell.output_activation else c)
     gates = {"i": i, "f": f, "o": o}
     return CellState(h=h, c=c, **{name: gates[name] for name in cell.recurrent_gates})

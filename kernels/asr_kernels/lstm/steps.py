@@ -34,9 +34,10 @@ class Steps:
         return torch.where(self._spread(step < ends, x), found, 0.0)
 
     def restore(self, x: Tensor) -> Tensor:
-        """(B, T, ...) of x (steps, B, ...), zero past the end of a stream; contiguous."""
+        """(B, T, ...) of x (steps, B, ...), zero past the end of a stream; contiguous, and never a view."""
         if self.even:
-            return (x.flip(0) if self.reverse else x).transpose(0, 1).contiguous()
+            turned = x.flip(0) if self.reverse else x
+            return turned.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         frame = torch.arange(self.frames, device=self.device)
         ends = self._ends[:, None]
         step = ends - 1 - frame if self.reverse else frame.expand(len(ends), -1)
