@@ -19,15 +19,15 @@ class Steps:
         self.even = min(lengths, default=0) == frames
         self.rows = [sum(length > s for length in lengths) for s in range(self.count)]
         """Streams with frames left, at each step."""
-        self._ends = torch.tensor(lengths, dtype=torch.int64, device=device)
-        self._order = torch.argsort(self._ends, descending=True, stable=True)
+        self.ends = torch.tensor(lengths, dtype=torch.int64, device=device)
+        self._order = torch.argsort(self.ends, descending=True, stable=True)
         self._rank = torch.argsort(self._order)
 
     def arrange(self, x: Tensor) -> Tensor:
         """(steps, B, ...) of x (B, T, ...), zero past the end of a stream, whatever stands there."""
         if self.even:
             return x.transpose(0, 1).flip(0) if self.reverse else x.transpose(0, 1)
-        ends = self._ends[self._order]
+        ends = self.ends[self._order]
         step = torch.arange(self.count, device=self.device)[:, None]
         frame = ends - 1 - step if self.reverse else step.expand(-1, len(ends))
         found = x[self._order, frame.clamp(min=0)]
@@ -39,7 +39,7 @@ class Steps:
             turned = x.flip(0) if self.reverse else x
             return turned.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         frame = torch.arange(self.frames, device=self.device)
-        ends = self._ends[:, None]
+        ends = self.ends[:, None]
         step = ends - 1 - frame if self.reverse else frame.expand(len(ends), -1)
         if self.count == 0:
             return x.new_zeros(len(ends), self.frames, *x.shape[2:])
@@ -59,7 +59,7 @@ class Steps:
         """(B, heads, D): what stands after each stream's last step in history (steps + 1, heads, B, D)."""
         if self.even:
             return history[self.count].transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        return history[self._ends, :, self._rank]
+        return history[self.ends, :, self._rank]
 
     @staticmethod
     def _spread(mask: Tensor, x: Tensor) -> Tensor:
