@@ -15,8 +15,8 @@ from asr_kernels.lstm.cpu import Parameters
 from asr_kernels.lstm.function import recurrence as fast_recurrence
 from asr_kernels.lstm.steps import Steps
 
-# The widest head whose recurrent weights gpu.py keeps on chip.
-WIDEST_ON_CHIP = 128
+# Shared memory that the kernels of gpu.py use for the weights at most, and for all else (as compiled).
+_WEIGHT_BYTES, _OTHER_BYTES = 128 * 1024, 16 * 1024
 
 
 class Recurrence(NamedTuple):
@@ -58,8 +58,8 @@ def recurrence(
         lengths: (B,) int32 or int64 frames of each stream; what lies beyond is ignored, whatever it is.
         reverse: from the last frame of each stream to its first.
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide, and takes
-            "cpu", which runs on every device, for what the Triton kernels do not do: heads wider than 128,
-            gate_recurrence, float64.
+            "cpu", which runs on every device, for what the Triton kernels do not do: heads of more than 128
+            units (64 in float32), gate_recurrence, float64.
 
     Returns:
         Recurrence(y, state). All arithmetic is in float32 (float64 for float64 `x`); only the Triton kernels
@@ -77,7 +77,7 @@ def recurrence(
         raise ValueError(f"expected reverse True or False, found {reverse!r}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     state = _state(cell, state, x, dtype)
-    chosen = _choose(cell, x, backend)
+    chosen = _choose(cell, x, weight, backend)
     # The kernels take the weights as they are, to read half of them where they are half as long.
     parameters = Parameters(
         weight if chosen == "triton" else weight.to(dtype),
@@ -93,17 +93,31 @@ def recurrence(
     return Recurrence(y.to(x.dtype), last)
 
 
-def _choose(cell: Cell, x: Tensor, backend: str | None) -> Backend:
+def _choose(cell: Cell, x: Tensor, weight: Tensor, backend: str | None) -> Backend:
     chosen = dispatch.choose(backend, x)
-    if chosen != "triton":
+    if chosen != "triton" or _on_chip(cell, x, weight):
         return chosen
-    fits = x.shape[-1] <= WIDEST_ON_CHIP and not cell.gate_recurrence and x.dtype != torch.float64
-    if backend == "triton" and not fits:
+    if backend == "triton":
         raise ValueError(
-            f"expected heads of at most {WIDEST_ON_CHIP} units, no gate_recurrence and no float64 for "
-            f'backend="triton", found {x.shape[-1]} units of {x.dtype}: leave the choice to backend=None'
+            f"expected heads whose weights fit on chip, no gate_recurrence and no float64 for "
+            f'backend="triton", '
+            f"found {x.shape[-1]} units of {weight.dtype} for {cell}: leave the choice to backend=None"
         )
-    return "triton" if fits else "cpu"
+    return "cpu"
+
+
+def _on_chip(cell: Cell, x: Tensor, weight: Tensor) -> bool:
+    """Whether gpu.py takes it: a head's matrices, padded to a power of two, in shared memory."""
+    if cell.gate_recurrence or torch.float64 in (x.dtype, weight.dtype):
+        return False
+    width = max(16, 1 << (x.shape[-1] - 1).bit_length())
+    size = 8 if weight.dtype == torch.float32 else 2  # float32 lies there as two numbers
+    weights = len(cell.gates) * width * width * size
+    if weights > _WEIGHT_BYTES or not x.is_cuda:
+        return weights <= _WEIGHT_BYTES
+    properties = torch.cuda.get_device_properties(x.device)
+    there: int = getattr(properties, "shared_memory_per_block_optin")  # noqa: B009 (PyTorch's stubs lack it)
+    return weights + _OTHER_BYTES <= there
 
 
 def _check(cell: Cell, x: Tensor, given: dict[str, Tensor | None]) -> None:
