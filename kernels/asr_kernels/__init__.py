@@ -13,7 +13,7 @@ from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
-from asr_kernels.lstm import Cell, CellState, Recurrence, recurrence
+from asr_kernels.lstm import Cell, CellState, NewtonRecurrence, Recurrence, newton_rnn, recurrence
 from asr_kernels.pruned import (
     SimpleLoss,
     fused_pruned_rnnt_loss,
@@ -30,6 +30,7 @@ __all__ = [
     "Alignment",
     "Cell",
     "CellState",
+    "NewtonRecurrence",
     "Recurrence",
     "SimpleLoss",
     "Topology",
@@ -40,6 +41,7 @@ __all__ = [
     "fused_pruned_rnnt_loss",
     "fused_rnnt_loss",
     "multi_blank",
+    "newton_rnn",
     "pruned_rnnt_loss",
     "pruning_bounds",
     "recurrence",

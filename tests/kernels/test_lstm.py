@@ -456,14 +456,17 @@ def test_cells_that_are_none(options: dict[str, Any], message: str) -> None:
             r"expected x of shape \(B, T, heads, 4, D\) for the gates i, f, z, o",
         ),
         ({"x": torch.zeros(2, 3, 1, 4, 4).long()}, "expected x of a floating dtype, found torch.int64"),
-        ({"x": torch.zeros(0, 3, 1, 4, 4)}, "expected x with B, heads, D >= 1"),
+        ({"x": torch.zeros(0, 3, 1, 4, 4)}, "none of them 0 but T, found"),
         (
             {"weight": torch.zeros(1, 4, 4, 5)},
             r"expected weight of shape \(1, 4, 4, 4\), found \(1, 4, 4, 5\)",
         ),
         ({"bias": torch.zeros(4, 4)}, r"expected bias of shape \(1, 4, 4\), found \(4, 4\)"),
         ({"peepholes": None}, r"expected peepholes of shape \(1, 3, 4\) for Cell\(.*found None"),
-        ({"gate_weight": torch.zeros(1, 3, 4, 3, 4)}, "expected no gate_weight, which Cell"),
+        (
+            {"gate_weight": torch.zeros(1, 3, 4, 3, 4)},
+            "expected no gate_weight, as Cell\\('lstm', peepholes=True\\) has none",
+        ),
         ({"lengths": torch.tensor([1, 4])}, r"expected lengths within \[0, 3\], found 4 for utterance 1"),
         ({"lengths": torch.tensor([1.0, 2.0])}, "expected lengths of dtype int32 or int64"),
         (

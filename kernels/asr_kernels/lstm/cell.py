@@ -47,7 +47,7 @@ class CellState(NamedTuple):
     """Output gate of the last frame (lstm with gate_recurrence)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cell:
     """A cell; options other than the defaults are for the kind they name. Raises ValueError if they clash."""
 
@@ -88,6 +88,10 @@ class Cell:
         for name in ("peepholes", "gate_recurrence"):
             if getattr(self, name) and not self._sigmoids:
                 raise ValueError(f"{name}=True needs a gate, found all gates removed: keep one of them")
+
+    def __repr__(self) -> str:
+        own = [field.name for field in fields(self)[1:] if getattr(self, field.name) is not field.default]
+        return f"Cell({', '.join([repr(self.kind), *(f'{name}={getattr(self, name)}' for name in own)])})"
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class _Recurrence(torch.autograd.Function):
         anchor, *rest = ctx.saved_tensors
         parameters, saved = cpu.Parameters(*rest[:4]), tuple(rest[4:])
         grad_state = CellState(**dict(zip(cell.leaves, grads[1:], strict=True)))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(grads[0].device.type, enabled=False):
             found = _kernels(backend).backward(cell, parameters, saved, steps, grads[0], grad_state)
         state = (getattr(found.state, leaf) for leaf in cell.leaves)
         results: list[Tensor | None] = [found.x.to(dtype), *found.parameters, *state]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from asr_kernels import checks, dispatch
+from asr_kernels import dispatch
 from asr_kernels.dispatch import Backend
-from asr_kernels.lstm import reference
+from asr_kernels.lstm import inputs, reference
 from asr_kernels.lstm.cell import Cell, CellState
 from asr_kernels.lstm.cpu import Parameters
 from asr_kernels.lstm.function import recurrence as fast_recurrence
@@ -70,13 +70,13 @@ def recurrence(
         ValueError: a shape, dtype, length or option that does not fit.
         RuntimeError: on double backward, except with backend="reference".
     """
+    inputs.check_x(cell, x, "(B, T, heads, gates, D)")
+    B, T, H, _, D = x.shape
     given = {"weight": weight, "bias": bias, "peepholes": peepholes, "gate_weight": gate_weight}
-    _check(cell, x, given)
-    ends = _lengths(lengths, x)
-    if not isinstance(reverse, bool):
-        raise ValueError(f"expected reverse True or False, found {reverse!r}")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    state = _state(cell, state, x, dtype)
+    inputs.check_parameters(cell, x, given, cell.parameter_shapes(H, D))
+    ends = inputs.ends(lengths, reverse, B, T)
+    dtype = inputs.computed(x)
+    state = inputs.state_of(cell, state, x, (B, H, D))
     chosen = _choose(cell, x, weight, backend)
     # The kernels take the weights as they are, to read half of them where they are half as long.
     parameters = Parameters(
@@ -118,56 +118,3 @@ def _on_chip(cell: Cell, x: Tensor, weight: Tensor) -> bool:
     properties = torch.cuda.get_device_properties(x.device)
     there: int = getattr(properties, "shared_memory_per_block_optin")  # noqa: B009 (PyTorch's stubs lack it)
     return weights + _OTHER_BYTES <= there
-
-
-def _check(cell: Cell, x: Tensor, given: dict[str, Tensor | None]) -> None:
-    if not isinstance(cell, Cell):
-        raise ValueError(f"expected cell as an asr_kernels.Cell, found {type(cell).__name__}")
-    names = ", ".join(cell.gates)
-    G = len(cell.gates)
-    checks.floats("x", x, f"(B, T, heads, {G}, D) for the gates {names}", (None, None, None, G, None))
-    if 0 in (x.shape[0], x.shape[2], x.shape[4]):
-        raise ValueError(f"expected x with B, heads, D >= 1, found {tuple(x.shape)}")
-    shapes = cell.parameter_shapes(x.shape[2], x.shape[4])
-    for name, tensor in given.items():
-        if tensor is None:
-            if name in shapes and name != "bias":
-                raise ValueError(f"expected {name} of shape {shapes[name]} for {cell}, found None")
-            continue
-        if name not in shapes:
-            raise ValueError(
-                f"expected no {name}, which {cell} does not have: leave it out or change the cell"
-            )
-        checks.floats(name, tensor, str(shapes[name]), shapes[name])
-        _same_device(name, tensor, x)
-
-
-def _lengths(lengths: Tensor | None, x: Tensor) -> list[int]:
-    B, T = x.shape[:2]
-    if lengths is None:
-        return [T] * B
-    checks.integers("lengths", lengths, (B,))
-    return checks.lengths("lengths", lengths, T)
-
-
-def _state(cell: Cell, state: CellState | None, x: Tensor, dtype: torch.dtype) -> CellState:
-    B, _, H, _, D = x.shape
-    if state is None:
-        return cell.initial_state(B, H, D, device=x.device, dtype=dtype)
-    if not isinstance(state, CellState):
-        raise ValueError(f"expected state as an asr_kernels.CellState or None, found {type(state).__name__}")
-    leaves: dict[str, Tensor] = {}
-    for name, leaf in state._asdict().items():
-        if (leaf is not None) != (name in cell.leaves):
-            found = ", ".join(n for n, value in state._asdict().items() if value is not None)
-            raise ValueError(f"expected a state of {', '.join(cell.leaves)}, found {found or 'nothing'}")
-        if leaf is not None:
-            checks.floats(f"state.{name}", leaf, f"{(B, H, D)}", (B, H, D))
-            _same_device(f"state.{name}", leaf, x)
-            leaves[name] = leaf.to(dtype)
-    return CellState(**leaves)
-
-
-def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"expected {name} on {x.device}, where x is, found {tensor.device}: move it")

@@ -19,18 +19,19 @@ class Steps:
         self.even = min(lengths, default=0) == frames
         self.rows = [sum(length > s for length in lengths) for s in range(self.count)]
         """Streams with frames left, at each step."""
+        # Of the streams as given; then their numbers by falling length, and the place of each in that order.
         self.ends = torch.tensor(lengths, dtype=torch.int64, device=device)
-        self._order = torch.argsort(self.ends, descending=True, stable=True)
-        self._rank = torch.argsort(self._order)
+        self.order = torch.argsort(self.ends, descending=True, stable=True)
+        self.rank = torch.argsort(self.order)
 
     def arrange(self, x: Tensor) -> Tensor:
         """(steps, B, ...) of x (B, T, ...), zero past the end of a stream, whatever stands there."""
         if self.even:
             return x.transpose(0, 1).flip(0) if self.reverse else x.transpose(0, 1)
-        ends = self.ends[self._order]
+        ends = self.ends[self.order]
         step = torch.arange(self.count, device=self.device)[:, None]
         frame = ends - 1 - step if self.reverse else step.expand(-1, len(ends))
-        found = x[self._order, frame.clamp(min=0)]
+        found = x[self.order, frame.clamp(min=0)]
         return torch.where(self._spread(step < ends, x), found, 0.0)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -43,23 +44,23 @@ class Steps:
         step = ends - 1 - frame if self.reverse else frame.expand(len(ends), -1)
         if self.count == 0:
             return x.new_zeros(len(ends), self.frames, *x.shape[2:])
-        found = x[step.clamp(0, self.count - 1), self._rank[:, None]]
+        found = x[step.clamp(0, self.count - 1), self.rank[:, None]]
         return torch.where(self._spread(frame < ends, x), found, 0.0)
 
     def sort(self, state: Tensor) -> Tensor:
         """(heads, B, D), longest stream first, of (B, heads, D)."""
-        return (state if self.even else state[self._order]).transpose(0, 1)
+        return (state if self.even else state[self.order]).transpose(0, 1)
 
     def unsort(self, state: Tensor) -> Tensor:
         """(B, heads, D) of (heads, B, D) with the longest stream first; memory of its own."""
         state = state.transpose(0, 1)
-        return state.clone(memory_format=torch.contiguous_format) if self.even else state[self._rank]
+        return state.clone(memory_format=torch.contiguous_format) if self.even else state[self.rank]
 
     def last(self, history: Tensor) -> Tensor:
         """(B, heads, D): what stands after each stream's last step in history (steps + 1, heads, B, D)."""
         if self.even:
             return history[self.count].transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        return history[self.ends, :, self._rank]
+        return history[self.ends, :, self.rank]
 
     @staticmethod
     def _spread(mask: Tensor, x: Tensor) -> Tensor:
