@@ -1,7 +1,7 @@
 """Linear recurrences s_t = A_t s_{t-1} + b_t with a K x K matrix per unit, solved in parallel over time.
 
-`solve` is all that newton.py uses. For K = 1 it is what an elementwise linear scan computes, so such an op can
-do that case here; 2 x 2 blocks it cannot.
+`solve` is all that newton.py uses. For K = 1 it is what an elementwise linear scan computes, so such an op
+can do that case here; 2 x 2 blocks it cannot.
 """
 
 from __future__ import annotations
