@@ -424,6 +424,19 @@ def test_modifying_what_was_returned_harms_nothing(frames: int, streams: int) ->
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "slstm"])
+def test_gradients_given_are_not_modified(name: str) -> None:
+    cell = CELLS[name]
+    inputs = make(cell, 2, 3, 1, 2)
+    found = recurrence(cell, inputs.x, state=inputs.state, **inputs.parameters)
+    outputs = [found.y, *(leaf for leaf in found.state if leaf is not None)]
+    grads = [torch.randn_like(output) for output in outputs]
+    kept = [grad.clone() for grad in grads]
+    torch.autograd.grad(outputs, inputs.leaves(), grads)
+    for a, b in zip(grads, kept, strict=True):
+        assert torch.equal(a, b)
+
+
 # -- Errors --------------------------------------------------------------------------------------------------
 
 

@@ -238,6 +238,5 @@ class _Slstm:
         dm.masked_fill_(~old, 0.0)
         dm.addcmul_(keep, (dc * before["c"]).addcmul_(dn, before["n"]))
         d_f.mul_(dm)
-        dm.masked_fill_(before["n"] == 0, 0.0)
         dc.mul_(keep)
         dn.mul_(keep)

@@ -115,8 +115,6 @@ def backward(
         own_grads = shown(grads, n)[t]
         here["h"] += shown(dy, n)[t]
         own.back(own_grads, shown(gates, n)[t], at, before, after, here)
-        if n < B:
-            grads[t, :, :, n:] = 0.0
         if parameters.gate_weight is not None:
             _feed_back(cell, own_grads, here, parameters.gate_weight)
         row = beside[t, :, :n].copy_(own_grads[:G].permute(1, 2, 0, 3))

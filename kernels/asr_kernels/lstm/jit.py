@@ -301,7 +301,7 @@ def backward_kernel(
                 d_f = d_old * (1 - tl.exp(log_f))
             dc = tl.where(inside, new_dc * f, dc)
             dn = tl.where(inside, new_dn * f, dn)
-            dm = tl.where(inside, tl.where(n_before == 0, 0.0, d_old), dm)
+            dm = tl.where(inside, d_old, dm)
         at_grads = grads + (frame * H + head) * E * D + d
         past_h = _product(d_z, w_z)
         if I >= 0:
