@@ -38,6 +38,14 @@ def lstm(case: Case, x: Tensor, *parameters: Tensor, **options: Any) -> Tensor:
     return found.y.float().sum((1, 2, 3)) if x.dtype != torch.float64 else found.y.sum((1, 2, 3))
 
 
+def newton(case: Case, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    """The first head of the above with diagonal weights; there is one backend."""
+    found = asr_kernels.newton_rnn(
+        asr_kernels.Cell(), x[:, :, 0], weight[0, 0], bias[0], lengths=case.logit_lengths
+    )
+    return found.y.double().sum((1, 2)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+
+
 OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {
     "rnnt": (lambda case: [case.logits], lambda case, x, **k: asr_kernels.rnnt_loss(x, *case[1:], **k)),
     "ctc": (
@@ -46,6 +54,7 @@ OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {
     ),
     "fused": (joiner, lambda case, *x, **k: asr_kernels.fused_rnnt_loss(*x, *case[1:], **k)),
     "lstm": (cell_of, lstm),
+    "newton": (cell_of, newton),
     "simple": (
         lambda case: list(am_and_lm(case)),
         lambda case, *x, **k: asr_kernels.simple_rnnt_loss(*x, *case[1:], am_scale=0.1, **k).loss,
