@@ -13,6 +13,7 @@ from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
+from asr_kernels.lstm import Cell, CellState, NewtonRecurrence, Recurrence, newton_rnn, recurrence
 from asr_kernels.pruned import (
     SimpleLoss,
     fused_pruned_rnnt_loss,
@@ -28,6 +29,10 @@ __all__ = [
     "MONOTONIC",
     "RNNT",
     "Alignment",
+    "Cell",
+    "CellState",
+    "NewtonRecurrence",
+    "Recurrence",
     "Scan",
     "SimpleLoss",
     "Topology",
@@ -40,8 +45,10 @@ __all__ = [
     "linear_scan",
     "log_linear_scan",
     "multi_blank",
+    "newton_rnn",
     "pruned_rnnt_loss",
     "pruning_bounds",
+    "recurrence",
     "rnnt_loss",
     "simple_rnnt_loss",
     "tdt",

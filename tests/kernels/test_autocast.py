@@ -25,6 +25,27 @@ def ranges(case: Case) -> Tensor:
     return asr_kernels.pruning_bounds(*occupations_of(case, 0), *case[2:], S)
 
 
+def cell_of(case: Case) -> list[Tensor]:
+    """Inputs and weights of two heads of LSTMs."""
+    rng = torch.Generator().manual_seed(2)
+    shapes = (3, 12, 2, 4, 5), (2, 5, 4, 5), (2, 4, 5)
+    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+
+
+def lstm(case: Case, x: Tensor, *parameters: Tensor, **options: Any) -> Tensor:
+    """A number per stream."""
+    found = asr_kernels.recurrence(asr_kernels.Cell(), x, *parameters, lengths=case.logit_lengths, **options)
+    return found.y.float().sum((1, 2, 3)) if x.dtype != torch.float64 else found.y.sum((1, 2, 3))
+
+
+def newton(case: Case, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    """The first head of the above with diagonal weights; there is one backend."""
+    found = asr_kernels.newton_rnn(
+        asr_kernels.Cell(), x[:, :, 0], weight[0, 0], bias[0], lengths=case.logit_lengths
+    )
+    return found.y.double().sum((1, 2)).to(x.dtype if x.dtype == torch.float64 else torch.float32)
+
+
 OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {
     "rnnt": (lambda case: [case.logits], lambda case, x, **k: asr_kernels.rnnt_loss(x, *case[1:], **k)),
     "ctc": (
@@ -32,6 +53,8 @@ OPS: dict[str, tuple[Callable[[Case], list[Tensor]], Callable[..., Tensor]]] = {
         lambda case, x, **k: asr_kernels.ctc_loss(x, *case[1:], **k),
     ),
     "fused": (joiner, lambda case, *x, **k: asr_kernels.fused_rnnt_loss(*x, *case[1:], **k)),
+    "lstm": (cell_of, lstm),
+    "newton": (cell_of, newton),
     "simple": (
         lambda case: list(am_and_lm(case)),
         lambda case, *x, **k: asr_kernels.simple_rnnt_loss(*x, *case[1:], am_scale=0.1, **k).loss,

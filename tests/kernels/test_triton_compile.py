@@ -30,11 +30,17 @@ from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
 from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
 from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
+from asr_kernels.lstm import Cell  # noqa: E402
+from asr_kernels.lstm import gpu as lstm_gpu  # noqa: E402
+from asr_kernels.lstm import jit as lstm_jit  # noqa: E402
+from asr_kernels.lstm.cpu import Parameters  # noqa: E402
+from asr_kernels.lstm.steps import Steps  # noqa: E402
 from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 from asr_kernels.scan import gpu as scan_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu, lstm_jit)
+RECURRENT = (lstm_jit.forward_kernel, lstm_jit.backward_kernel)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
 TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
@@ -85,6 +91,18 @@ def scans(dtype: torch.dtype, log: bool = False) -> None:
     scan_gpu.gradients(a, b if log else None, h, h0, b, h0, reverse=False, wanted_a=True)
 
 
+def cell_of(cell: Cell, D: int, dtype: torch.dtype) -> None:
+    B, T, H, steps = 2, 7, 4, Steps([7, 3], 7, False, torch.device("cpu"))
+    x = torch.zeros(B, T, H, len(cell.gates), D, dtype=dtype)
+    shapes = cell.parameter_shapes(H, D)
+    given = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    weight = given.pop("weight").to(dtype)
+    parameters = Parameters(weight, given["bias"], given.get("peepholes"), None)
+    state = cell.initial_state(B, H, D)
+    trace = lstm_gpu.forward(cell, x, parameters, state, steps)
+    lstm_gpu.backward(cell, parameters, trace.saved, steps, torch.zeros(B, T, H, D), state)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
@@ -101,6 +119,13 @@ CASES: dict[str, Callable[[], None]] = {
     "scan, bf16": lambda: scans(torch.bfloat16),
     "scan, complex": lambda: scans(torch.complex64),
     "scan, logarithms": lambda: scans(torch.float32, log=True),
+    "LSTM, 128 units, bf16": lambda: cell_of(Cell(), 128, torch.bfloat16),
+    "LSTM, 64 units, fp32": lambda: cell_of(Cell(peepholes=True), 64, torch.float32),
+    "GRU, 32 units, fp32": lambda: cell_of(Cell("gru"), 32, torch.float32),
+    "GRU, 128 units, bf16": lambda: cell_of(Cell("gru"), 128, torch.bfloat16),
+    "Elman, 128 units, fp32": lambda: cell_of(Cell("elman"), 128, torch.float32),
+    "sLSTM, 128 units, bf16": lambda: cell_of(Cell("slstm"), 128, torch.bfloat16),
+    "sLSTM, 64 units, fp32": lambda: cell_of(Cell("slstm"), 64, torch.float32),
 }
 
 
@@ -133,7 +158,7 @@ def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[st
         run()
     assert {kernel for kernel, _, _ in launches} == wanted
     package = Path(lattice_gpu.__file__).parents[1]
-    # fused/gpu.py launches the kernels of fused/jit.py.
+    # The gpu.py of fused and lstm launch the kernels of the jit.py beside.
     assert {path.parent for path in package.rglob("gpu.py")} == {Path(m.__file__).parent for m in MODULES}
 
 
@@ -172,7 +197,9 @@ def test_kernels_compile_without_spilling(
             )
         # Triton 3.6 spills up to 24 bytes, outside the loops; 3.8 none.
         assert usage["STACK"] + usage["LOCAL"] <= 24
-        assert compiled.metadata.shared <= {80: 99, 90: 227}[capability] * 1024
+        # lstm/op.py asks how much the GPU has; the others run on small cards of the generation too.
+        limits = {80: 163 if kernel in RECURRENT else 99, 90: 227}
+        assert compiled.metadata.shared <= limits[capability] * 1024
 
 
 def ahead_of_time(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
