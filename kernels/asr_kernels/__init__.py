@@ -13,6 +13,7 @@ from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
+from asr_kernels.lstm import Cell, CellState, Recurrence, recurrence
 from asr_kernels.pruned import (
     SimpleLoss,
     fused_pruned_rnnt_loss,
@@ -28,6 +29,9 @@ __all__ = [
     "MONOTONIC",
     "RNNT",
     "Alignment",
+    "Cell",
+    "CellState",
+    "Recurrence",
     "Scan",
     "SimpleLoss",
     "Topology",
@@ -42,6 +46,7 @@ __all__ = [
     "multi_blank",
     "pruned_rnnt_loss",
     "pruning_bounds",
+    "recurrence",
     "rnnt_loss",
     "simple_rnnt_loss",
     "tdt",
