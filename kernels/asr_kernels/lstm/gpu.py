@@ -1,8 +1,8 @@
 """The whole sequence in one launch, in Triton: the recurrent weights of a head are loaded once and stay on chip.
 
-The equations are those of reference.py (forward) and arithmetic.py (backward). A program has one head and some
-streams, and walks over the frames; its state and the head's weights, D x D per gate, stay in registers. Heads
-do not see each other, so nothing passes between programs: the idea of FlashRNN (Poeppel et al. 2024).
+The equations are those of reference.py (forward) and arithmetic.py (backward). A program has one head and
+some streams, and walks over the frames; its state and the head's weights, D x D per gate, stay in registers.
+Heads do not see each other, so nothing passes between programs: the idea of FlashRNN (Poeppel et al. 2024).
 The smallest block of rows that a tensor core takes gives the most programs, so blocks grow only where heads
 and streams fill the GPU anyway.
 
@@ -74,7 +74,10 @@ def backward(
         (B, T, H, G + (cell.kind == "gru"), D), dtype=torch.float32, device=y.device
     )
     future = _all_leaves(cell, grad_state, y)
-    past = [torch.empty_like(leaf) if name in cell.leaves else y for name, leaf in zip("hcnm", future, strict=True)]
+    past = [
+        torch.empty_like(leaf) if name in cell.leaves else y
+        for name, leaf in zip("hcnm", future, strict=True)
+    ]
     grid, options = _launch(cell, B, H, D)
     _backward_kernel[grid](
         _matrices(parameters.weight), _slots(cell, parameters.peepholes, y), h0, c0, n0, steps.ends,
@@ -226,7 +229,9 @@ def _forward_kernel(
     for s in range(steps):
         inside = (s < end)[:, None] & real
         frame = b * T + (end - 1 - s if REVERSE else s)
-        at_x = x + b[:, None] * stride_b + (frame - b * T)[:, None] * stride_t + head * stride_h + d * stride_d
+        at_x = (
+            x + b[:, None] * stride_b + (frame - b * T)[:, None] * stride_t + head * stride_h + d * stride_d
+        )
         at = (frame[:, None] * H + head) * D + d
         at_gates = gates + (frame[:, None] * H + head) * G * D + d
         if I >= 0:
