@@ -1,9 +1,9 @@
 """Streaming states: frozen dataclasses of batch-first tensors, and what a server does to them.
 
-Every streaming component (features, encoder, predictor, search) passes its state in and out explicitly.
-A state is a frozen dataclass whose fields are tensors with the batch as first dimension, or tuples or
-further states of such. These functions work on any of them, so that sessions can be batched as they come
-and go, and beam search can fork and reorder hypotheses.
+Every streaming component (features, encoder, predictor, search) passes its state in and out explicitly. A
+state is a frozen dataclass whose fields are tensors with the batch as first dimension, or tuples, named
+tuples or further states of such. These functions work on any of them, so that sessions can be batched as
+they come and go, and beam search can fork and reorder hypotheses.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def _map(function: Callable[..., Tensor], *states: Any) -> Any:
     if first is None:
         return None
     if isinstance(first, tuple):
-        return tuple(_map(function, *parts) for parts in zip(*states, strict=True))
+        parts = [_map(function, *each) for each in zip(*states, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     assert is_dataclass(first)
     assert not isinstance(first, type), f"a state is a dataclass of tensors, not {type(first).__name__}"
-    parts = {f.name: _map(function, *[getattr(s, f.name) for s in states]) for f in fields(first)}
-    return type(first)(**parts)
+    values = {f.name: _map(function, *[getattr(s, f.name) for s in states]) for f in fields(first)}
+    return type(first)(**values)

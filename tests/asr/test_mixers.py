@@ -40,6 +40,15 @@ MIXERS: dict[str, dict[str, Any]] = {
     "gateloop-wide": {"kind": "gateloop", "expansion": 1.5},
     "aaren": {"kind": "aaren"},
     "aaren-heads": {"kind": "aaren", "heads": 2},
+    "lstm": {"kind": "lstm"},
+    "lstm-heads-peepholes": {"kind": "lstm", "heads": 2, "peepholes": True, "expansion": 1.5},
+    "lstm-coupled": {"kind": "lstm", "coupled": True},
+    "lstm-gate-recurrence": {"kind": "lstm", "gate_recurrence": True},
+    "lstm-no-gates": {"kind": "lstm", "input_gate": False, "output_gate": False},
+    "gru": {"kind": "gru"},
+    "gru-heads": {"kind": "gru", "heads": 4},
+    "slstm": {"kind": "slstm"},
+    "slstm-exponential": {"kind": "slstm", "exponential_forget": True, "heads": 2, "kernel": 1},
 }
 
 
@@ -337,6 +346,42 @@ def test_aaren_is_exact_after_two_hours() -> None:
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@torch.no_grad()
+def test_lstm_and_gru_are_those_of_torch(kind: str) -> None:
+    mixer = mixer_config(kind)().build(DIM)
+    oracle = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind](DIM, DIM, batch_first=True)
+    oracle.weight_ih_l0.copy_(mixer.project.weight)
+    oracle.bias_ih_l0.copy_(mixer.project.bias)
+    oracle.weight_hh_l0.copy_(mixer.cell.weight[0].flatten(1).T)
+    oracle.bias_hh_l0.zero_() if kind == "lstm" else oracle.bias_hh_l0.copy_(mixer.cell.bias.flatten())
+    x = torch.randn(2, 20, DIM)
+    torch.testing.assert_close(mixer(x, None, begun(mixer, 2)).y, mixer.out(oracle(x)[0]))
+
+
+@torch.no_grad()
+def test_slstm() -> None:
+    """Without the stabiliser, which changes nothing but what can be represented; one head."""
+    mixer = mixer_config("slstm")(heads=1, kernel=2).build(DIM)
+    weight, taps = mixer.cell.weight[0], mixer.convolution.convolution
+
+    def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        before, h, c, n = (torch.zeros(DIM),) * 4 if state is None else state
+        u = torch.nn.functional.silu(taps.weight[:, 0, 0] * before + taps.weight[:, 0, 1] * x + taps.bias)
+        i, f = mixer.gates(u).chunk(2)
+        z, o = mixer.values(x).chunk(2)
+        i, f, z, o = (part + h @ weight[:, gate] for gate, part in enumerate((i, f, z, o)))
+        c = torch.sigmoid(f) * c + i.exp() * z.tanh()
+        n = torch.sigmoid(f) * n + i.exp()
+        h = torch.sigmoid(o) * c / n
+        return mixer.out(mixer.norm(h[None])[0]), (x, h, c, n)
+
+    x = torch.randn(20, DIM)
+    torch.testing.assert_close(
+        mixer(x[None], None, begun(mixer, 1)).y[0], by_frames(mixer, x, step), rtol=1e-4, atol=1e-5
+    )
+
+
 # -- The encoder around them -------------------------------------------------------------------------------
 
 
@@ -395,6 +440,10 @@ def test_configurations_travel_as_plain_values() -> None:
         ("encoder.mixer.kind=base", "expected a mixer among"),
         ("encoder.mixer.kind=../lstm", "expected a mixer among"),
         ("encoder.mixer.expansion=-1", "expansion: Input should be greater than 0, found -1"),
+        (
+            "encoder.mixer={kind: lstm, coupled: true, forget_gate: false}",
+            "coupled=True needs the input gate",
+        ),
         ("encoder.mixer.speed=1", "speed: Extra inputs are not permitted"),
     ],
 )
@@ -418,3 +467,5 @@ def test_settings_that_do_not_go_together() -> None:
         mixer_config("local_attention")(heads=16).build(DIM)
     with pytest.raises(ValueError, match="dim 16 is not a multiple of heads 5"):
         mixer_config("aaren")(heads=5).build(DIM)
+    with pytest.raises(ValueError, match="a state of 16 is not a multiple of heads 5: 4 would do"):
+        mixer_config("gru")(heads=5).build(16)
