@@ -1,23 +1,23 @@
 """Scores of the frames of a chunk for each other, decays included, without ever dividing by a decay.
 
-P_ts = sum_c q_tc k_sc prod_{s<r<=t} a_rc is a product of matrices only where the decays of the pair (t, s) split into
-one factor of t and one of s. The usual split, at the start of the chunk, divides by the decays before s, which
-overflows. But a boundary between s and t splits them into factors that are products of decays, at most 1::
+P_ts = sum_c q_tc k_sc prod_{s<r<=t} a_rc is a product of matrices only where the decays of the pair (t, s) are
+one factor of t and one of s. The usual split, at the start of the chunk, divides by the decays before s,
+which overflows. But a boundary between s and t splits them into products of decays, at most 1::
 
     prod_{s<r<=t} a_r  =  prod_{boundary<=r<=t} a_r  *  prod_{s<r<boundary} a_r
 
 and the pairs on both sides of a boundary are a rectangle. So the chunk is halved again and again: the middle
-of the chunk serves the pairs across it, the middles of the halves those across them, and so on: log2(C) times a
-product of matrices, each pair in exactly one (the diagonal has no decays). From blocks of m frames to blocks of
-2m, the factors of a half grow by the decay of the other half, one multiplication per number; -inf is as good a
-log-decay as any.
+of the chunk serves the pairs across it, the middles of the halves those across them, and so on: log2(C) times
+a product of matrices, each pair in exactly one (the diagonal has no decays). From blocks of m frames to
+blocks of 2m, the factors of a half grow by the decay of the other half, one multiplication per number; -inf
+is as good a log-decay as any.
 
 With one decay per head P = (q k^T) * G needs no split: G_ts = exp(b_t - b_s) <= 1, from running sums b in
 float64, where the difference of large sums has digits enough.
 
-Both classes take segments of chunks: q, k (n, C, K), C a power of two, and have the chunks' quantities as attributes:
-matrix (n, C, C), lower triangular; q_start (n, C, K), each query with the decays since the start of the chunk;
-k_end (n, C, K), each key with those to its end; decay (n, K) or (n, 1), of the chunk. With a bonus (n, 1, K), a
+Both classes take segments of chunks: q, k (n, C, K), C a power of two. Their attributes are matrix (n, C, C),
+lower triangular, P; q_start (n, C, K), each query with the decays since the start of the chunk; k_end
+(n, C, K), each key with those to its end; decay (n, K) or (n, 1), of the chunk. With a bonus (n, 1, K), a
 query has not seen its own frame's decay.
 """
 
@@ -55,7 +55,7 @@ class Channelwise:
             m = 1 << level
             before, after = _halves(self._k[-1], m)[:, :, 0], _halves(self._q[-1], m)[:, :, 1]
             _below(self.matrix, m).copy_(after @ before.mT)
-            decays = self._decay[-1].unflatten(1, (-1, 2))
+            decays = _pairs_of_blocks(self._decay[-1])
             self._q.append(self._q[-1].clone())
             _halves(self._q[-1], m)[:, :, 1] *= decays[:, :, 0, None]
             self._k.append(self._k[-1].clone())
@@ -65,11 +65,11 @@ class Channelwise:
 
     def backward(self, d_matrix: Tensor, d_q: Tensor, d_k: Tensor, d_decay: Tensor) -> Gradients:
         """From the gradients at matrix (what is above the diagonal is ignored), q_start, k_end and decay."""
-        # log_decay (n, C / m, K): gradient at the logarithm of a block's decay; nothing is divided by a decay.
+        # (n, C / m, K): gradient at the logarithm of a block's decay, so that nothing is divided by it.
         log_decay = (d_decay * self.decay)[:, None]
         for level in range(len(self._q) - 2, -1, -1):
             m = 1 << level
-            decays = self._decay[level].unflatten(1, (-1, 2))
+            decays = _pairs_of_blocks(self._decay[level])
             d_after, d_before = _halves(d_q, m)[:, :, 1], _halves(d_k, m)[:, :, 0]
             by_first = (d_after * _halves(self._q[level + 1], m)[:, :, 1]).sum(dim=2)
             by_second = (d_before * _halves(self._k[level + 1], m)[:, :, 0]).sum(dim=2)
@@ -94,7 +94,9 @@ class Headwise:
         self._inputs = q, k, bonus
         since = g.double().clamp(min=NOTHING).cumsum(dim=1)
         until = since if bonus is None else since - g.double().clamp(min=NOTHING)
-        self._pairs = (until[:, :, None] - since[:, None]).clamp_(max=0.0).to(q.dtype).exp().tril_(-1)
+        # what is above the diagonal is no decay, and may be beyond exp
+        exponents = (until[:, :, None] - since[:, None]).tril_(-1)
+        self._pairs = exponents.to(q.dtype).exp().tril_(-1)
         self._start = until.to(q.dtype).exp()[..., None]
         self._end = (since[:, -1:] - since).to(q.dtype).exp()[..., None]
         self.matrix = (q @ k.mT).mul_(self._pairs)
@@ -121,18 +123,23 @@ class Headwise:
 
 
 def _from_on(x: Tensor, *, inclusive: bool) -> Tensor:
-    """(n, C, m): at r, the sum over t >= r, or t > r, as a product of matrices: nothing is taken off again."""
+    """(n, C, m): at r, the sum over t >= r, or t > r; by a product of matrices: nothing is taken off."""
     return x.new_ones(x.shape[1], x.shape[1]).triu_(0 if inclusive else 1) @ x
 
 
 def _halves(x: Tensor, m: int) -> Tensor:
     """(n, C / 2m, 2, m, K) of (n, C, K)."""
-    return x.unflatten(1, (-1, 2, m))
+    return torch.unflatten(x, 1, (-1, 2, m))
+
+
+def _pairs_of_blocks(x: Tensor) -> Tensor:
+    """(n, blocks / 2, 2, K) of (n, blocks, K)."""
+    return torch.unflatten(x, 1, (-1, 2))
 
 
 def _below(matrix: Tensor, m: int) -> Tensor:
     """(n, C / 2m, m, m): by block of 2m frames, the scores of its second half for the first."""
-    blocks = matrix.unflatten(2, (-1, 2, m)).unflatten(1, (-1, 2, m))
+    blocks = _halves(torch.unflatten(matrix, 2, (-1, 2, m)), m)
     return blocks[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 

@@ -53,11 +53,11 @@ def forward(
         values = chunks.take(v, part)
         scores = _scores(chunks, part, q, k, log_decay, bonus)
         update = scores.k_end.mT @ values
-        _pass_on(states[part.start : part.stop + 1], scores.decay, update.unflatten(0, (-1, B * H)))
+        _pass_on(states[part.start : part.stop + 1], scores.decay, torch.unflatten(update, 0, (-1, B * H)))
         read = scores.matrix @ values
         read += scores.q_start @ states[part.start : part.stop].flatten(0, 1)
         chunks.put(y, part, read)
-    return Attended(y, states[-1].unflatten(0, (B, H)).clone()), states
+    return Attended(y, torch.unflatten(states[-1], 0, (B, H)).clone()), states
 
 
 def backward(
@@ -82,10 +82,11 @@ def backward(
         before = states[part.start : part.stop]
         # [c]: at the state behind chunk c of the segment; what comes out in front is the next segment's.
         behind = torch.empty_like(before)
-        update = (scores.q_start.mT @ dy).unflatten(0, (-1, B * H))
+        update = torch.unflatten(scores.q_start.mT @ dy, 0, (-1, B * H))
+        factors = torch.unflatten(scores.decay, 0, (-1, B * H))[..., None]
         for c in range(len(part) - 1, -1, -1):
             behind[c] = after
-            after = torch.addcmul(update[c], after, scores.decay.unflatten(0, (-1, B * H))[c][..., None])
+            after = torch.addcmul(update[c], after, factors[c])
         flat, before = behind.flatten(0, 1), before.flatten(0, 1)
         chunks.put(grads[2], part, (scores.matrix.mT @ dy).add_(scores.k_end @ flat))
         dq, dk, dg, du = scores.backward(
@@ -94,12 +95,13 @@ def backward(
         for grad, found in zip((*grads[:2], grads[3]), (dq, dk, dg), strict=True):
             chunks.put(grad, part, found)
         if grad_bonus is not None and du is not None:
-            grad_bonus += du.unflatten(0, (-1, H)).sum(dim=0)
-    return Gradients(*grads, after.unflatten(0, (B, H)), grad_bonus)
+            grad_bonus += torch.unflatten(du, 0, (-1, H)).sum(dim=0)
+    dq, dk, dv, dg = grads
+    return Gradients(dq, dk, dv, dg, torch.unflatten(after, 0, (B, H)), grad_bonus)
 
 
 class Chunks:
-    """How the frames of (B, T, H, ...) are cut: tensors of a segment are (chunks B H, C, ...), padded by 0."""
+    """How the frames of (B, T, H, ...) are cut: of a segment, (chunks B H, C, ...), padded by 0."""
 
     def __init__(self, B: int, T: int, H: int, width: int, longest: int = CHUNK) -> None:
         self._B, self._T, self._H = B, T, H
@@ -118,14 +120,14 @@ class Chunks:
         missing = len(part) * self.C - frames.shape[1]
         if missing:
             frames = torch.cat((frames, frames.new_zeros(self._B, missing, *x.shape[2:])), dim=1)
-        return frames.unflatten(1, (len(part), self.C)).movedim(0, 1).transpose(2, 3).flatten(0, 2)
+        return torch.unflatten(frames, 1, (len(part), self.C)).movedim(0, 1).transpose(2, 3).flatten(0, 2)
 
     def put(self, x: Tensor, part: range, segment: Tensor) -> None:
         """The inverse of `take`."""
-        frames = segment.unflatten(0, (len(part), self._B, self._H)).transpose(2, 3).movedim(0, 1)
+        frames = torch.unflatten(segment, 0, (len(part), self._B, self._H)).transpose(2, 3).movedim(0, 1)
         into = x[:, part.start * self.C : part.stop * self.C]
         whole = into.shape[1] // self.C
-        into[:, : whole * self.C].unflatten(1, (whole, self.C)).copy_(frames[:, :whole])
+        torch.unflatten(into[:, : whole * self.C], 1, (whole, self.C)).copy_(frames[:, :whole])
         if whole < len(part):
             into[:, whole * self.C :] = frames[:, whole, : into.shape[1] - whole * self.C]
 
@@ -139,11 +141,11 @@ def _scores(
 ) -> Channelwise | Headwise:
     form = Channelwise if log_decay.ndim == 4 else Headwise
     weight = None if bonus is None else chunks.per_head(bonus, part)
-    return form(*(chunks.take(x, part) for x in (q, k, log_decay)), weight)
+    return form(chunks.take(q, part), chunks.take(k, part), chunks.take(log_decay, part), weight)
 
 
 def _pass_on(states: Tensor, decay: Tensor, update: Tensor) -> None:
     """Fill states[1:] from states[0]: (n+1, B H, K, V), decay (n B H, K or 1), update (n, B H, K, V)."""
-    factors = decay.unflatten(0, (len(update), -1))[..., None]
+    factors = torch.unflatten(decay, 0, (len(update), -1))[..., None]
     for c in range(len(update)):
         torch.addcmul(update[c], states[c], factors[c], out=states[c + 1])

@@ -1,15 +1,15 @@
 """The delta rule by chunks of frames, as matrix products; serves tensors on every device.
 
-The N steps of C frames are M = C N steps in a row, j = 1..M, of which the first of a frame has its decay and the
-last is read. Every step adds one outer product k_j u_j^T to the state, decayed, so (Yang et al. 2024,
+The N steps of C frames are M = C N steps in a row, j = 1..M, of which the first of a frame has its decay and
+the last is read. Every step adds one outer product k_j u_j^T to the state, decayed, so (Yang et al. 2024,
 "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", with N steps as in Siems et al.
 2025, and decays as in Yang, Kautz & Hatamizadeh 2024), with b_j the sum of the log-decays up to step j::
 
     S_j = exp(b_j) S_0 + sum_{i<=j} exp(b_j - b_i) k_i u_i^T
     u_j = beta_j (v_j - exp(b_j) S_0^T k_j - sum_{i<j} exp(b_j - b_i) (k_j . k_i) u_i)
 
-which is a triangular system for all u of the chunk at once. It is solved for what does not depend on S_0, in all
-chunks together, and what does follows from chunk to chunk::
+which is a triangular system for all u of the chunk at once. It is solved for what does not depend on S_0, in
+all chunks together, and what does follows from chunk to chunk::
 
     (I + L) [X W] = diag(beta) [V  diag(exp b) K]        L_ji = beta_j exp(b_j - b_i) (k_j . k_i) for i < j
     U = X - W S_0        Y = diag(exp b) Q S_0 + P U        S_M = exp(b_M) S_0 + (diag(exp(b_M - b)) K)^T U
@@ -55,23 +55,21 @@ def forward(inputs: Inputs, state: Tensor) -> tuple[Attended, Tensor]:
     states = []
     for part in chunks.segments():
         states.append(state)
-        read, state = _segment(*(chunks.take(x, part) for x in inputs), state)
+        read, state = _segment(Inputs(*(chunks.take(x, part) for x in inputs)), state)
         chunks.put(y, part, read)
     return Attended(y, state.clone()), torch.stack(states) if states else state.new_empty(0, *state.shape)
 
 
-def backward(
-    inputs: Inputs, states: Tensor, grad_y: Tensor, grad_state: Tensor
-) -> tuple[Inputs, Tensor]:
+def backward(inputs: Inputs, states: Tensor, grad_y: Tensor, grad_state: Tensor) -> tuple[Inputs, Tensor]:
     """Gradients at the inputs and at the first state, from those at y and at the last state."""
     chunks = _chunks(inputs)
     grads = Inputs(*(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs))
     parts = list(chunks.segments())
     for part, before in zip(reversed(parts), states.flip(0), strict=True):
-        sources = [chunks.take(x, part).detach().requires_grad_() for x in inputs]
+        sources = Inputs(*(chunks.take(x, part).detach().requires_grad_() for x in inputs))
         start = before.detach().requires_grad_()
         with torch.enable_grad():
-            outputs = _segment(*sources, start)
+            outputs = _segment(sources, start)
         *found, grad_state = torch.autograd.grad(
             outputs, (*sources, start), (chunks.take(grad_y, part), grad_state)
         )
@@ -86,24 +84,19 @@ def _chunks(inputs: Inputs) -> Chunks:
     return Chunks(B, T, H, N * max(K, inputs.v.shape[-1]), longest)
 
 
-def _segment(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is read (n B H, C, V), and the state (B, H, K, V) behind n chunks.
-
-    q (n B H, C, K), k (n B H, C, N, K), v (n B H, C, N, V), beta (n B H, C, N), log_decay (n B H, C).
-    """
-    N = k.shape[2]
+def _segment(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What is read (n B H, C, V), and the state (B, H, K, V) behind n chunks; inputs (n B H, C, ...)."""
+    q, k, v, beta, log_decay = inputs
+    N, (B, H, K, V) = k.shape[2], state.shape
     k, v, beta = (x.flatten(1, 2) for x in (k, v, beta[..., None]))
     frames = log_decay.double().clamp(min=NOTHING).cumsum(dim=1)
     steps = frames.repeat_interleave(N, dim=1)
-    start, end = _decay(frames, q), _decay(steps[:, -1:] - steps, q)
-    system = (beta * k @ k.mT * _decay(_pairs(steps, steps, -1), q)).tril(-1)
-    right = torch.cat((beta * v, beta * _decay(steps, q)[..., None] * k), dim=-1)
+    since, until = _decay(steps, q)[..., None], _decay(steps[:, -1:] - steps, q)[..., None]
+    system = beta * k @ k.mT * _decay(_pairs(steps, steps, -1), q)
+    right = torch.cat((beta * v, beta * since * k), dim=-1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    fresh, stale = (x.unflatten(0, (-1, *state.shape[:2])) for x in solved.split((v.shape[-1], k.shape[-1]), -1))
-    last = _decay(steps[:, -1], q).unflatten(0, fresh.shape[:3])[..., None, None]
-    keys = (k * end[..., None]).mT.unflatten(0, fresh.shape[:3])
+    fresh, stale = solved.view(-1, B, H, *solved.shape[1:]).split((V, K), dim=-1)
+    last, keys = since[:, -1:].view(-1, B, H, 1, 1), (k * until).mT.view(-1, B, H, K, k.shape[1])
     befores, updates = [], []
     for c in range(len(fresh)):
         befores.append(state)
@@ -111,7 +104,7 @@ def _segment(
         state = last[c] * state + keys[c] @ updates[c]
     scores = q @ k.mT * _decay(_pairs(frames, steps, N - 1, N), q)
     read = scores @ torch.stack(updates).flatten(0, 2)
-    return read + start[..., None] * (q @ torch.stack(befores).flatten(0, 2)), state
+    return read + _decay(frames, q)[..., None] * (q @ torch.stack(befores).flatten(0, 2)), state
 
 
 def _decay(exponents: Tensor, like: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(grad_y.device.type, enabled=False):
             grads = _kernels(ctx.backend).backward(*saved, grad_y, grad_state)
         return *_once(grads, *saved[:4], grad_y, grad_state), None
 
@@ -86,7 +86,7 @@ class _Delta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(grad_y.device.type, enabled=False):
             grads, grad_state_in = delta_cpu.backward(Inputs(*inputs), states, grad_y, grad_state)
         return tuple(_once((*grads, grad_state_in), *inputs, grad_y, grad_state))
 

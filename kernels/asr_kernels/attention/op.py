@@ -33,14 +33,14 @@ def gated_linear_attention(
         log_decay: g, (B, T, H) per head or (B, T, H, K) per channel, at most 0; -inf forgets everything.
         state: (B, H, K, V), what an earlier call returned; None is zeros.
         bonus: u, (H, K): y_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t, with S_t as before.
-        lengths: (B,) int32 or int64, frames of each stream: those beyond leave its state alone and give y = 0,
-            and no gradient, whatever stands there.
+        lengths: (B,) int32 or int64, frames of each stream: those beyond leave its state alone and give
+            y = 0, and no gradient, whatever stands there.
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide.
 
     Returns:
         y (B, T, H, V) in v's dtype, and the state (B, H, K, V) float32, or float64 if any input is. What is
-        added up is added up in the dtype of the state. All floating inputs are differentiable, also through the
-        state. Any cutting in time, with the state passed on, gives what the whole gives.
+        added up is added up in the dtype of the state. All floating inputs are differentiable, also through
+        the state. Any cutting in time, with the state passed on, gives what the whole gives.
 
     Raises:
         ValueError: a shape, dtype, length or backend that does not fit.
@@ -59,10 +59,10 @@ def gated_linear_attention(
     frames, first = (q, k, v, log_decay), _state(state, q, v)
     chosen, dtype = _choose(backend, *frames, first, bonus)
     valid = _valid(lengths, q)
-    shown = (_cast(_shown(x, valid), dtype, chosen) for x in frames)
+    q_shown, k_shown, v_shown, gate = (_cast(_shown(x, valid), dtype, chosen) for x in frames)
     compute = torch.float32 if chosen == "triton" else dtype
     weight = None if bonus is None else bonus.to(compute)
-    found = function.gated(*shown, first.to(compute), weight, chosen)
+    found = function.gated(q_shown, k_shown, v_shown, gate, first.to(compute), weight, chosen)
     return Attended(_shown(found.y, valid).to(v.dtype), found.state.to(dtype))
 
 
@@ -89,14 +89,14 @@ def delta_rule(
         beta: (B, T, N, H), rates: 0 keeps what is under the key, 1 replaces it, 2 mirrors it.
         log_decay: g, (B, T, H), at most 0, applied before the steps of the frame; None is no decay.
         state: (B, H, K, V), what an earlier call returned; None is zeros.
-        lengths: (B,) int32 or int64, frames of each stream: those beyond leave its state alone and give y = 0,
-            and no gradient, whatever stands there.
+        lengths: (B,) int32 or int64, frames of each stream: those beyond leave its state alone and give
+            y = 0, and no gradient, whatever stands there.
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide.
 
     Returns:
         y (B, T, H, V) in v's dtype, and the state (B, H, K, V) float32, or float64 if any input is. What is
-        added up is added up in the dtype of the state. All floating inputs are differentiable, also through the
-        state. Any cutting in time, with the state passed on, gives what the whole gives.
+        added up is added up in the dtype of the state. All floating inputs are differentiable, also through
+        the state. Any cutting in time, with the state passed on, gives what the whole gives.
 
     Raises:
         ValueError: a shape, dtype, length or backend that does not fit.
@@ -114,9 +114,9 @@ def delta_rule(
     frames, first = (q, k, v, beta), _state(state, q, v)
     chosen, dtype = _choose(backend, *frames, first, log_decay)
     valid = _valid(lengths, q)
-    shown = (_shown(x, valid).to(dtype) for x in frames)
+    q_shown, k_shown, v_shown, rates = (_shown(x, valid).to(dtype) for x in frames)
     gate = None if log_decay is None else _shown(log_decay, valid).to(dtype)
-    found = function.delta(*shown, gate, first.to(dtype), chosen)
+    found = function.delta(q_shown, k_shown, v_shown, rates, gate, first.to(dtype), chosen)
     return Attended(_shown(found.y, valid).to(v.dtype), found.state)
 
 
