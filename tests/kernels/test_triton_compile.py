@@ -26,6 +26,7 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from asr_kernels.attention import gpu as attention_gpu  # noqa: E402
 from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
 from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
@@ -33,7 +34,7 @@ from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
 from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, attention_gpu)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
 TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
@@ -77,6 +78,14 @@ def joiner(V: int, K: int, dtype: torch.dtype, band: bool = False) -> None:
     fused_gpu.spread(*inputs, symbols, reading, grad, *options, skip_below=0.0)
 
 
+def attention(width: int, dtype: torch.dtype, per_head: bool, bonus: bool) -> None:
+    x, state = torch.zeros(1, 200, 2, width, dtype=dtype), torch.zeros(1, 2, width, width)
+    log_decay = torch.zeros(1, 200, 2) if per_head else x.float()
+    weight = torch.zeros(2, width) if bonus else None
+    _, states = attention_gpu.forward(x, x, x, log_decay, state, weight)
+    attention_gpu.backward(x, x, x, log_decay, weight, states, x, state)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
@@ -89,6 +98,10 @@ CASES: dict[str, Callable[[], None]] = {
     "joiner, TDT, bf16": lambda: joiner(1029, 7, torch.bfloat16),
     "joiner, band, bf16": lambda: joiner(500, 2, torch.bfloat16, band=True),
     "joiner, fp32": lambda: joiner(500, 2, torch.float32),
+    "attention, 64, fp32": lambda: attention(64, torch.float32, per_head=False, bonus=True),
+    "attention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=False, bonus=False),
+    "retention, 64, fp32": lambda: attention(64, torch.float32, per_head=True, bonus=False),
+    "retention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=True, bonus=False),
 }
 
 

@@ -23,10 +23,10 @@ from asr_kernels.attention.cpu import Gradients
 from asr_kernels.attention.reference import Attended
 
 # Numbers that differ from batch to batch; Triton would compile anew for those that are multiples of 16.
-_VARYING = ["T", "chunks"]
+_VARYING = ["T", "chunks", "levels"]
 
 # Frames of a chunk and channels of a block, at most; powers of two, at least 16.
-_FRAMES, _CHANNELS = 64, 64
+_FRAMES, _CHANNELS = 32, 32
 _SMALLEST = tl.constexpr(-200.0)
 
 
@@ -75,7 +75,8 @@ class _Launch:
     def __init__(self, q: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor | None) -> None:
         (self.B, self.T, self.H, self.K), self.V = q.shape, v.shape[-1]
         self.C = min(_FRAMES, max(16, triton.next_power_of_2(self.T)))
-        self.chunks = triton.cdiv(self.T, self.C)
+        # How often a chunk can be halved: a number to the kernels, lest the compiler unroll the loop.
+        self.chunks, self.levels = triton.cdiv(self.T, self.C), self.C.bit_length() - 1
         self.BK, self.BV = (min(_CHANNELS, max(16, triton.next_power_of_2(n))) for n in (self.K, self.V))
         self._device = q.device
         half = all(x.dtype in (torch.float16, torch.bfloat16) for x in (q, v))
@@ -106,7 +107,17 @@ class _Launch:
         scores = self._empty(self.chunks, self.B * self.H, self.C, self.C)
         if self.T:
             _score_kernel[self.chunks, self.B * self.H](
-                q, k, log_decay, bonus, scores, self.T, self.H, self.K, num_warps=4, **self._options
+                q,
+                k,
+                log_decay,
+                bonus,
+                scores,
+                self.T,
+                self.levels,
+                self.H,
+                self.K,
+                num_warps=4,
+                **self._options,
             )
         return scores
 
@@ -142,20 +153,25 @@ class _Launch:
         grad_y: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """At q, k, log_decay and bonus."""
-        grad_q, grad_k = torch.empty_like(q), torch.empty_like(k)
-        blocks = triton.cdiv(self.K, self.BK)
-        # A block of channels has its part of the gradient at a head's decay, and a chunk of that at the bonus.
-        grad_decay = self._empty(*((blocks,) if log_decay.ndim == 3 else ()), *log_decay.shape)
+        # Both kernels add to these; with one decay per head all channels have a part of its gradient.
+        shape = self.B, self.T, self.H, self.K
+        grads = [self._empty(*shape) for _ in range(3)]
+        grad_scores = torch.empty_like(scores)
         grad_bonus = None if bonus is None else self._empty(self.chunks, self.B, self.H, self.K)
         if self.T:
-            _gradient_kernel[self.chunks, self.B * self.H, blocks](
-                q, k, v, log_decay, bonus, states, behind, scores, grad_y,
-                grad_q, grad_k, grad_decay, grad_bonus, self.T, self.H, self.K, self.V,
-                num_warps=8, **self._options,
+            grid = self.chunks, self.B * self.H, triton.cdiv(self.K, self.BK)
+            sizes, options = (self.H, self.K, self.V), self._options | {"num_warps": 4}
+            _score_gradient_kernel[grid[:2]](v, grad_y, grad_scores, self.T, *sizes, **options)
+            _carried_kernel[grid](
+                q, k, v, log_decay, states, behind, grad_y, *grads, self.T, *sizes, **options
             )  # fmt: skip
-        summed = grad_decay.sum(dim=0) if log_decay.ndim == 3 else grad_decay
+            _gradient_kernel[grid](
+                q, k, log_decay, bonus, scores, grad_scores, *grads, grad_bonus, self.T, self.levels,
+                *sizes, **options,
+            )  # fmt: skip
+        grad_decay = grads[2].sum(dim=-1) if log_decay.ndim == 3 else grads[2]
         weight = None if grad_bonus is None else grad_bonus.sum(dim=(0, 1))
-        return grad_q, grad_k, summed.to(log_decay.dtype), weight
+        return grads[0].to(q.dtype), grads[1].to(k.dtype), grad_decay.to(log_decay.dtype), weight
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, device=self._device)
@@ -203,8 +219,10 @@ def _spans(level, C: tl.constexpr, BONUS: tl.constexpr):
 
 @triton.jit
 def _sums(which, g):
-    """Sums of the rows of g that are marked, exact to float32."""
-    return tl.dot(which.to(tl.float32), g, input_precision="tf32x3")
+    """Sums of the rows of g that are marked: two parts of g, each exact in tf32, are float32 but for a bit."""
+    high = (g.to(tl.int32, bitcast=True) & ~0x1FFF).to(tl.float32, bitcast=True)
+    marks = which.to(tl.float32)
+    return tl.dot(marks, g - high, tl.dot(marks, high, input_precision="tf32"), input_precision="tf32")
 
 
 @triton.jit
@@ -243,7 +261,7 @@ def _state_kernel(
 
 @triton.jit(do_not_specialize=_VARYING)
 def _score_kernel(
-    q, k, log_decay, bonus, scores, T, H, K,
+    q, k, log_decay, bonus, scores, T, levels, H, K,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     PER_HEAD: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -265,15 +283,13 @@ def _score_kernel(
             matrix += tl.dot(query, tl.trans(key), input_precision=PRECISION)
         else:
             g = _decays(log_decay, i * C, T, b, h, H, channel, K, C, PER_HEAD)
-            level = 0
-            while (1 << level) < C:
+            for level in range(levels):
                 between, behind = _spans(level, C, BONUS)
                 decay = tl.exp(_sums(between, g))
                 after = tl.where(behind, query * decay, 0.0)
                 before = tl.where(behind, 0.0, key * decay)
                 pairs = tl.dot(after, tl.trans(before), input_precision=PRECISION)
                 matrix += tl.where((t >> (level + 1)) == (s >> (level + 1)), pairs, 0.0)
-                level += 1
     if PER_HEAD:
         g = _decays(log_decay, i * C, T, b, h, H, tl.arange(0, 16) * 0, K, C, PER_HEAD)
         matrix *= _pair_decays(g, C, BONUS)
@@ -313,20 +329,36 @@ def _output_kernel(
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _gradient_kernel(
-    q, k, v, log_decay, bonus, states, behind, scores, grad_y,
-    grad_q, grad_k, grad_decay, grad_bonus, T, H, K, V,
+def _score_gradient_kernel(
+    v, grad_y, grad_scores, T, H, K, V,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     PER_HEAD: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks, B H, blocks of K): the gradients at q, k, the log-decays and the bonus."""
+    """Grid (chunks, B H): the gradients (chunks, B H, C, C) at P."""
+    i, bh = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    total = tl.zeros((C, C), tl.float32)
+    for first in range(0, V, BV):
+        column = first + tl.arange(0, BV)
+        value = _rows(v, i * C, T, b, h, H, column, V, C)
+        d_y = _rows(grad_y, i * C, T, b, h, H, column, V, C)
+        total += tl.dot(d_y, tl.trans(value), input_precision=PRECISION)
+    tl.store(grad_scores + (i * tl.num_programs(1) + bh) * C * C + t * C + s, total)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _carried_kernel(
+    q, k, v, log_decay, states, behind, grad_y, grad_q, grad_k, grad_decay, T, H, K, V,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PER_HEAD: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B H, blocks of K): what comes to q, k and the decays by the states before and behind."""
     i, bh = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     b, h = bh // H, bh % H
     channel = tl.program_id(2) * BK + tl.arange(0, BK)
-    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     before_at = states + (i * tl.num_programs(1) + bh) * K * V
     behind_at = behind + ((i + 1) * tl.num_programs(1) + bh) * K * V
-    d_matrix = tl.zeros((C, C), tl.float32)
     d_query, d_key = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)
     d_state = tl.zeros((BK,), tl.float32)
     for first in range(0, V, BV):
@@ -337,20 +369,42 @@ def _gradient_kernel(
         d_behind = tl.load(behind_at + offset, mask=inside, other=0.0)
         value = _rows(v, i * C, T, b, h, H, column, V, C)
         d_y = _rows(grad_y, i * C, T, b, h, H, column, V, C)
-        d_matrix += tl.dot(d_y, tl.trans(value), input_precision=PRECISION)
         d_query += tl.dot(d_y, tl.trans(state), input_precision=PRECISION)
         d_key += tl.dot(value, tl.trans(d_behind), input_precision=PRECISION)
         d_state += tl.sum(state * d_behind, axis=1)
+    g = _decays(log_decay, i * C, T, b, h, H, channel, K, C, PER_HEAD)
+    d_query *= tl.exp(_sums(_since(C, BONUS), g))
+    d_key *= tl.exp(_sums(_until(C), g))
+    d_g = _sums(tl.trans(_since(C, BONUS)), d_query * _rows(q, i * C, T, b, h, H, channel, K, C))
+    d_g += _sums(tl.trans(_until(C)), d_key * _rows(k, i * C, T, b, h, H, channel, K, C))
+    d_g += (d_state * tl.exp(tl.sum(g, axis=0)))[None, :]
+    t = i * C + tl.arange(0, C)[:, None]
+    inside = (t < T) & (channel < K)[None, :]
+    offset = ((b * T + t) * H + h) * K + channel[None, :]
+    tl.store(grad_q + offset, d_query, mask=inside)
+    tl.store(grad_k + offset, d_key, mask=inside)
+    tl.store(grad_decay + offset, d_g, mask=inside)
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _gradient_kernel(
+    q, k, log_decay, bonus, scores, grad_scores, grad_q, grad_k, grad_decay, grad_bonus, T, levels, H, K, V,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PER_HEAD: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (chunks, B H, blocks of K): adds what comes by the scores; the gradient at the bonus, by chunk."""
+    i, bh = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    channel = tl.program_id(2) * BK + tl.arange(0, BK)
+    t, s = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    pair = (i * tl.num_programs(1) + bh) * C * C + t * C + s
+    d_matrix = tl.load(grad_scores + pair)
     query = _rows(q, i * C, T, b, h, H, channel, K, C)
     key = _rows(k, i * C, T, b, h, H, channel, K, C)
     g = _decays(log_decay, i * C, T, b, h, H, channel, K, C, PER_HEAD)
-    # Through the states before and behind, and the decay of the chunk.
-    d_query *= tl.exp(_sums(_since(C, BONUS), g))
-    d_g = _sums(tl.trans(_since(C, BONUS)), d_query * query)
-    d_key *= tl.exp(_sums(_until(C), g))
-    d_g += _sums(tl.trans(_until(C)), d_key * key)
-    d_g += (d_state * tl.exp(tl.sum(g, axis=0)))[None, :]
-    # Through the scores.
+    d_query = _rows(grad_q, i * C, T, b, h, H, channel, K, C)
+    d_key = _rows(grad_k, i * C, T, b, h, H, channel, K, C)
+    d_g = _rows(grad_decay, i * C, T, b, h, H, channel, K, C)
     own = tl.sum(tl.where(t == s, d_matrix, 0.0), axis=1)[:, None]
     if BONUS:
         u = tl.load(bonus + h * K + channel, mask=channel < K, other=0.0)[None, :]
@@ -365,14 +419,12 @@ def _gradient_kernel(
         products = tl.where(t > s, d_matrix * _pair_decays(g, C, BONUS), 0.0)
         d_query += tl.dot(products, key, input_precision=PRECISION)
         d_key += tl.dot(tl.trans(products), query, input_precision=PRECISION)
-        d_one = tl.sum(d_g, axis=1)
-        if tl.program_id(2) == 0:
-            matrix = tl.load(scores + (i * tl.num_programs(1) + bh) * C * C + t * C + s)
-            spanned = _sums(tl.trans(_since(C, BONUS)), tl.where(t > s, d_matrix * matrix, 0.0))
-            d_one += tl.sum(tl.where(t > s, spanned, 0.0), axis=1)
+        # P is the same for all channels: the first one has this part.
+        spanned = _sums(tl.trans(_since(C, BONUS)), tl.where(t > s, d_matrix * tl.load(scores + pair), 0.0))
+        once = tl.sum(tl.where(t > s, spanned, 0.0), axis=1)[:, None]
+        d_g += tl.where(channel[None, :] == 0, once, 0.0)
     else:
-        level = 0
-        while (1 << level) < C:
+        for level in range(levels):
             between, later = _spans(level, C, BONUS)
             decay = tl.exp(_sums(between, g))
             after = tl.where(later, query * decay, 0.0)
@@ -384,15 +436,9 @@ def _gradient_kernel(
             d_query += d_after * decay
             d_key += d_before * decay
             d_g += _sums(tl.trans(between), d_after * after + d_before * before)
-            level += 1
     frame = i * C + t
     inside = (frame < T) & (channel < K)[None, :]
     offset = ((b * T + frame) * H + h) * K + channel[None, :]
     tl.store(grad_q + offset, d_query, mask=inside)
     tl.store(grad_k + offset, d_key, mask=inside)
-    if PER_HEAD:
-        own_frame = i * C + tl.arange(0, C)
-        part = (tl.program_id(2).to(tl.int64) * (tl.num_programs(1) // H) + b) * T + own_frame
-        tl.store(grad_decay + part * H + h, d_one, mask=own_frame < T)
-    else:
-        tl.store(grad_decay + offset, d_g, mask=inside)
+    tl.store(grad_decay + offset, d_g, mask=inside)
