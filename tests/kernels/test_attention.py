@@ -1,4 +1,4 @@
-"""Linear attention against sums over all pairs of frames, finite differences, and its definition in float64."""
+"""Linear attention against sums over all pairs of frames, finite differences and its float64 definition."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def op_of(inputs: Inputs) -> Callable[..., Attended]:
     return delta_rule if "beta" in inputs else gated_linear_attention
 
 
-def run(inputs: Inputs, dtype: torch.dtype = torch.float64, **options: Any) -> dict[str, Tensor]:
+def run(
+    inputs: Inputs, dtype: torch.dtype = torch.float64, device: str = "cpu", **options: Any
+) -> dict[str, Tensor]:
     """y, state, and the gradients of a random weighing of both at every input, by name."""
-    leaves = {name: x.to(dtype).detach().requires_grad_() for name, x in inputs.items()}
+    leaves = {name: x.to(device, dtype).detach().requires_grad_() for name, x in inputs.items()}
     y, state = op_of(inputs)(**leaves, **options)
-    weights = rand(*y.shape, seed=99), rand(*state.shape, seed=98)
-    torch.autograd.backward(
-        (y, state), tuple(w.to(x.dtype) for w, x in zip(weights, (y, state), strict=True))
-    )
-    grads = {f"grad of {name}": x.grad for name, x in leaves.items()}
-    return {"y": y.detach(), "state": state.detach()} | {n: g for n, g in grads.items() if g is not None}
+    weights = rand(*y.shape, seed=99).to(y), rand(*state.shape, seed=98).to(state)
+    torch.autograd.backward((y, state), weights)
+    grads = {f"grad of {name}": x.grad for name, x in leaves.items() if x.grad is not None}
+    return {name: x.detach().cpu() for name, x in {"y": y, "state": state, **grads}.items()}
 
 
 def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-10) -> None:

@@ -1,7 +1,7 @@
 """Scores of the frames of a chunk for each other, decays included, without ever dividing by a decay.
 
-P_ts = sum_c q_tc k_sc prod_{s<r<=t} a_rc is a product of matrices only where the decays of the pair (t, s) are
-one factor of t and one of s. The usual split, at the start of the chunk, divides by the decays before s,
+P_ts = sum_c q_tc k_sc prod_{s<r<=t} a_rc is a product of matrices only where the decays of (t, s) are one
+factor of t and one of s. The usual split, at the start of the chunk, divides by the decays before s,
 which overflows. But a boundary between s and t splits them into products of decays, at most 1::
 
     prod_{s<r<=t} a_r  =  prod_{boundary<=r<=t} a_r  *  prod_{s<r<boundary} a_r

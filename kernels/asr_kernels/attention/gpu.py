@@ -1,15 +1,15 @@
 """Gated linear attention by chunks in Triton; the forms are those of cpu.py and chunkwise.py.
 
-Forward: a program per stream, head and block of the state walks over the chunks and leaves the state before each;
-then all chunks at once have their scores P (C, C), and then their outputs, q_start S + P v. Backward: the first
-kernel walks back with the gradient at the state; the output kernel, turned around, gives the gradient at v; one
-more gives those at q, k and the decays.
+Forward: a program per stream, head and block of the state walks over the chunks and leaves the states between
+them; then all chunks at once have their scores P (C, C), and then their outputs, q_start S + P v. Backward:
+the first kernel walks back with the gradient at the state, the output kernel, turned around, gives the gradient
+at v, and the gradients at q, k and the decays come by the states and then by the scores.
 
-A product of decays is exp of a sum of log-decays, and each such sum, over the frames between two, is taken as the
-product of a matrix of zeros and ones with the log-decays: numbers of one sign are added up and none is taken off
-again, so strong decays cost no digits, and the gradient goes back through the same matrix. Log-decays below
--200 count as -200, which leaves nothing either. All products are of float32: in three parts of tf32, or in one
-where the inputs are of half precision.
+A product of decays is exp of a sum of log-decays, and each such sum, over the frames between two, is taken as
+the product of a matrix of zeros and ones with the log-decays: numbers of one sign are added up and none is
+taken off again, so strong decays cost no digits, and the gradient goes back through the same matrix.
+Log-decays below -200 count as -200, which leaves nothing either. All products are of float32: in three parts of
+tf32, or in one where the inputs are of half precision.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class _Launch:
         *,
         turned: bool,
     ) -> None:
-        """Fill `out` (B, T, H, V) with what queries see of states and values, or, turned, keys of gradients."""
+        """Fill `out` (B, T, H, V): what queries see of states and values or, turned, keys of gradients."""
         if self.T:
             grid = (self.chunks, self.B * self.H, triton.cdiv(self.V, self.BV))
             _output_kernel[grid](
@@ -167,7 +167,7 @@ class _Launch:
             )  # fmt: skip
             _gradient_kernel[grid](
                 q, k, log_decay, bonus, scores, grad_scores, *grads, grad_bonus, self.T, self.levels,
-                *sizes, **options,
+                *sizes, **(options | {"num_warps": 8}),
             )  # fmt: skip
         grad_decay = grads[2].sum(dim=-1) if log_decay.ndim == 3 else grads[2]
         weight = None if grad_bonus is None else grad_bonus.sum(dim=(0, 1))
@@ -210,7 +210,7 @@ def _until(C: tl.constexpr):
 
 @triton.jit
 def _spans(level, C: tl.constexpr, BONUS: tl.constexpr):
-    """(C, C) and (C, 1): whether r is between frame t and the middle of its 2m frames; whether t is behind it."""
+    """Whether r is between frame t and the middle of its block (C, C), and whether t is behind it (C, 1)."""
     t, r = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     behind = ((t >> level) & 1) == 1
     between = tl.where(behind, _since(C, BONUS), _until(C))
@@ -219,7 +219,7 @@ def _spans(level, C: tl.constexpr, BONUS: tl.constexpr):
 
 @triton.jit
 def _sums(which, g):
-    """Sums of the rows of g that are marked: two parts of g, each exact in tf32, are float32 but for a bit."""
+    """Sums of the rows of g that are marked: two parts of g in tf32 are float32 but for a bit."""
     high = (g.to(tl.int32, bitcast=True) & ~0x1FFF).to(tl.float32, bitcast=True)
     marks = which.to(tl.float32)
     return tl.dot(marks, g - high, tl.dot(marks, high, input_precision="tf32"), input_precision="tf32")
@@ -239,7 +239,7 @@ def _state_kernel(
     BACK: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     PER_HEAD: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B H, blocks of K, blocks of V): states (chunks + 1, B H, K, V) from the first, or BACK from the last."""
+    """Grid (B H, blocks of K, of V): states (chunks + 1, B H, K, V) from the first, or BACK from the last."""
     bh = tl.program_id(0).to(tl.int64)
     b, h = bh // H, bh % H
     row = tl.program_id(1) * BK + tl.arange(0, BK)
