@@ -1,6 +1,6 @@
 """The Triton kernels of linear attention against its definition in float64; test_triton.py runs this.
 
-In Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) on a CPU, or, where there is a GPU, on it.
+In Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), or, where there is a GPU, on it.
 """
 
 from __future__ import annotations

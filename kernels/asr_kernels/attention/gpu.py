@@ -2,14 +2,14 @@
 
 Forward: a program per stream, head and block of the state walks over the chunks and leaves the states between
 them; then all chunks at once have their scores P (C, C), and then their outputs, q_start S + P v. Backward:
-the first kernel walks back with the gradient at the state, the output kernel, turned around, gives the gradient
-at v, and the gradients at q, k and the decays come by the states and then by the scores.
+the first kernel walks back with the gradient at the state, the output kernel, turned around, gives the
+gradient at v, and the gradients at q, k and the decays come by the states and then by the scores.
 
 A product of decays is exp of a sum of log-decays, and each such sum, over the frames between two, is taken as
 the product of a matrix of zeros and ones with the log-decays: numbers of one sign are added up and none is
 taken off again, so strong decays cost no digits, and the gradient goes back through the same matrix.
-Log-decays below -200 count as -200, which leaves nothing either. All products are of float32: in three parts of
-tf32, or in one where the inputs are of half precision.
+Log-decays below -200 count as -200, which leaves nothing either. All products are of float32: in three parts
+of tf32, or in one where the inputs are of half precision.
 """
 
 from __future__ import annotations
