@@ -23,7 +23,7 @@ class NoSecondDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         """Raises RuntimeError."""
-        raise RuntimeError('this loss differentiates twice only with backend="reference"')
+        raise RuntimeError('this op differentiates twice only with backend="reference"')
 
 
 def weigh(gradient: Tensor, grad_losses: Tensor) -> Tensor:

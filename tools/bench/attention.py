@@ -4,8 +4,8 @@
     python tools/bench/attention.py --threads 1 --picture kernels/asr_kernels/attention/linear.svg
 
 The peer is backend="reference", the definition, with autograd. Both must first give the loss and gradients
-of float64 or nothing is printed (to 1e-5 of their norm). They take turns; times are medians; memory is the peak
-resident size of one call above the size before it. Then T doubles from 1000 to 32000 frames, for one stream.
+of float64 or nothing is printed (to 1e-5 of their norm). They take turns; times are medians; memory is the
+peak resident size of one call above the size before it. Then T doubles from 1000 to 32000, for one stream.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from asr_kernels.attention.reference import Attended
 
 # Frames of a chunk, a power of two, and elements of one tensor of a segment.
 CHUNK = 64
-SEGMENT = 1 << 18
+SEGMENT = 1 << 17
 
 
 class Gradients(NamedTuple):

@@ -30,7 +30,7 @@ from asr_kernels.attention.cpu import Chunks
 from asr_kernels.attention.reference import Attended
 
 # Steps of a chunk, at most, and at least one frame.
-STEPS = 64
+STEPS = 32
 
 
 class Inputs(NamedTuple):

@@ -3,12 +3,12 @@
 The state S of a head is a matrix (K, V): keys in, values out. Reading is ``y = S^T q``, without a scale.
 
 Gated linear attention (Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient
-Training", eq. 3) forgets each key channel by its own factor and adds an outer product::
+Training") forgets each key channel by its own factor and adds an outer product::
 
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T              y_t = S_t^T q_t
 
 One g per head makes it RetNet (constant; Sun et al. 2023), Mamba-2 (Dao & Gu 2024) or GateLoop with a real
-gate (Katsch 2023); k = 1 - exp(g) is HGRN2 (Qin et al. 2024). RWKV-6 (Peng et al. 2024, eq. 18) reads before
+gate (Katsch 2023); k = 1 - exp(g) is HGRN2 (Qin et al. 2024). RWKV-6 (Peng et al. 2024) reads before
 it forgets, and weighs the current frame by a bonus u of its own::
 
     y_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t
