@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from asr_kernels.attention import gpu as attention_gpu  # noqa: E402
+from asr_kernels.attention import jit as attention_jit  # noqa: E402
 from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
 from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
@@ -34,7 +35,7 @@ from asr_kernels.lattice import gpu as lattice_gpu  # noqa: E402
 from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, attention_gpu)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, attention_jit)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
 TDT = tuple((d, s) for s in (0, 1) for d in range(5) if d or s)
@@ -134,7 +135,7 @@ def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[st
         run()
     assert {kernel for kernel, _, _ in launches} == wanted
     package = Path(lattice_gpu.__file__).parents[1]
-    # fused/gpu.py launches the kernels of fused/jit.py.
+    # the gpu.py of fused/ and attention/ launch the kernels of the jit.py beside them.
     assert {path.parent for path in package.rglob("gpu.py")} == {Path(m.__file__).parent for m in MODULES}
 
 

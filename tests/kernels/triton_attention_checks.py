@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention import FORMS, Inputs, agree, delta, gated, run
+from attention_cases import FORMS, Inputs, agree, delta, gated, run
 from torch import Tensor
 from triton_support import DEVICE, HALF, poisoned
 
