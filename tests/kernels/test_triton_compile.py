@@ -26,6 +26,8 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from asr_kernels.attention import gpu as attention_gpu  # noqa: E402
+from asr_kernels.attention import jit as attention_jit  # noqa: E402
 from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
 from asr_kernels.fused import gpu as fused_gpu  # noqa: E402
 from asr_kernels.fused import jit as fused_jit  # noqa: E402
@@ -39,7 +41,7 @@ from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 from asr_kernels.scan import gpu as scan_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu, lstm_jit)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu, lstm_jit, attention_jit)
 RECURRENT = (lstm_jit.forward_kernel, lstm_jit.backward_kernel)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
@@ -103,6 +105,14 @@ def cell_of(cell: Cell, D: int, dtype: torch.dtype) -> None:
     lstm_gpu.backward(cell, parameters, trace.saved, steps, torch.zeros(B, T, H, D), state)
 
 
+def attention(width: int, dtype: torch.dtype, per_head: bool, bonus: bool) -> None:
+    x, state = torch.zeros(1, 200, 2, width, dtype=dtype), torch.zeros(1, 2, width, width)
+    log_decay = torch.zeros(1, 200, 2) if per_head else x.float()
+    weight = torch.zeros(2, width) if bonus else None
+    _, states = attention_gpu.forward(x, x, x, log_decay, state, weight)
+    attention_gpu.backward(x, x, x, log_decay, weight, states, x, state)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
@@ -126,6 +136,10 @@ CASES: dict[str, Callable[[], None]] = {
     "Elman, 128 units, fp32": lambda: cell_of(Cell("elman"), 128, torch.float32),
     "sLSTM, 128 units, bf16": lambda: cell_of(Cell("slstm"), 128, torch.bfloat16),
     "sLSTM, 64 units, fp32": lambda: cell_of(Cell("slstm"), 64, torch.float32),
+    "attention, 64, fp32": lambda: attention(64, torch.float32, per_head=False, bonus=True),
+    "attention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=False, bonus=False),
+    "retention, 64, fp32": lambda: attention(64, torch.float32, per_head=True, bonus=False),
+    "retention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=True, bonus=False),
 }
 
 
@@ -159,6 +173,7 @@ def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[st
     assert {kernel for kernel, _, _ in launches} == wanted
     package = Path(lattice_gpu.__file__).parents[1]
     # The gpu.py of fused and lstm launch the kernels of the jit.py beside.
+    # the gpu.py of fused/ and attention/ launch the kernels of the jit.py beside them.
     assert {path.parent for path in package.rglob("gpu.py")} == {Path(m.__file__).parent for m in MODULES}
 
 
