@@ -9,6 +9,7 @@ and "triton", the pruned ones also "k2"; `use_backend` forces one for a block of
 
 from __future__ import annotations
 
+from asr_kernels.attention import Attended, delta_rule, gated_linear_attention
 from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
 from asr_kernels.fused import fused_rnnt_loss
@@ -28,6 +29,7 @@ __all__ = [
     "MONOTONIC",
     "RNNT",
     "Alignment",
+    "Attended",
     "Scan",
     "SimpleLoss",
     "Topology",
@@ -35,8 +37,10 @@ __all__ = [
     "backends",
     "ctc_align",
     "ctc_loss",
+    "delta_rule",
     "fused_pruned_rnnt_loss",
     "fused_rnnt_loss",
+    "gated_linear_attention",
     "linear_scan",
     "log_linear_scan",
     "multi_blank",
