@@ -25,11 +25,15 @@ from torch.nn import functional
 def head_width(width: int, heads: int, *, even: bool = False) -> int:
     """`width` / `heads`; raises ValueError naming what would do if that is no whole (`even`) number."""
     factor = 2 if even else 1
-    if width % (heads * factor) == 0:
+    if width and width % (heads * factor) == 0:
         return width // heads
     fits = [count for count in range(1, width + 1) if width % (count * factor) == 0]
     near = [max(c for c in fits if c < heads), *[c for c in fits if c > heads][:1]] if fits else []
-    remedy = f"set heads to {' or '.join(map(str, near))}" if near else "make the width even"
+    remedy = (
+        f"set heads to {' or '.join(map(str, near))}"
+        if near
+        else f"make the width a multiple of {heads * factor}"
+    )
     kind = "an even width" if even else "the same width"
     raise ValueError(f"expected heads of {kind} within {width} channels, found {heads} heads: {remedy}")
 
@@ -79,17 +83,17 @@ class StepDecay(nn.Module):
 class HeadNorm(nn.Module):
     """(..., heads, width) -> (..., heads * width), of the dtype that came in; see the module docstring."""
 
-    def __init__(self, heads: int, width: int, *, centred: bool = False, eps: float = 1e-5) -> None:
+    def __init__(self, heads: int, width: int, *, centred: bool = False) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, width))
-        self.bias = nn.Parameter(torch.zeros(heads, width)) if centred else None
+        # Vectors: the optimizer takes what has more dimensions for matrices, and decays it.
+        self.weight = nn.Parameter(torch.ones(heads * width))
+        self.bias = nn.Parameter(torch.zeros(heads * width)) if centred else None
 
     def forward(self, x: Tensor) -> Tensor:
         """See the module docstring."""
         y, shape = x.to(wide(x.dtype)), x.shape[-1:]
         if self.bias is None:
-            y = functional.rms_norm(y, shape, eps=self.eps) * self.weight
+            y = functional.rms_norm(y, shape, eps=1e-5).flatten(-2) * self.weight
         else:
-            y = functional.layer_norm(y, shape, eps=self.eps) * self.weight + self.bias
-        return y.to(x.dtype).flatten(-2)
+            y = functional.layer_norm(y, shape, eps=1e-5).flatten(-2) * self.weight + self.bias
+        return y.to(x.dtype)

@@ -33,7 +33,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "mamba2-small": {"kind": "mamba2", "heads": 2, "expansion": 1, "states": 5, "kernel": 1},
     "delta_product": {"kind": "delta_product"},
     "delta_product-one": {"kind": "delta_product", "steps": 1},
-    "delta_product-positive": {"kind": "delta_product", "steps": 3, "negative": False},
+    "delta_product-positive": {"kind": "delta_product", "steps": 3, "negative_eigenvalues": False},
     "delta_product-no_decay": {"kind": "delta_product", "decay": False},
     "delta_product-no_kernel": {"kind": "delta_product", "kernel": 0},
 }
@@ -187,7 +187,7 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 def normed(x: Tensor, norm: torch.nn.Module, eps: float = 1e-5) -> Tensor:
     """(heads, width) by the root of its mean square, as (heads * width)."""
-    return (x / (x.square().mean(dim=1, keepdim=True) + eps).sqrt() * norm.weight).flatten()
+    return (x / (x.square().mean(dim=1, keepdim=True) + eps).sqrt()).flatten() * norm.weight
 
 
 def silu(x: Tensor) -> Tensor:
@@ -291,7 +291,7 @@ def test_rwkv() -> None:
         last, S = state or (torch.zeros_like(x), torch.zeros(4, 4, 4, dtype=torch.float64))
         base = x + (last - x) * mixer.share
         mixed = [
-            x + (last - x) * (mixer.shares[c] + torch.tanh(down[c] @ base) @ mixer.share_up[c])
+            x + (last - x) * (mixer.shares.chunk(5)[c] + torch.tanh(down[c] @ base) @ mixer.share_up[c])
             for c in range(5)
         ]
         d = mixer.decay + torch.tanh(mixer.decay_down.weight @ mixed[4]) @ mixer.decay_up
@@ -301,9 +301,9 @@ def test_rwkv() -> None:
             heads_of(linear.weight @ one, 4) for linear, one in zip(projections, mixed[:3], strict=True)
         )
         new = k[:, :, None] * v[:, None]
-        o = ((S + mixer.bonus[:, :, None] * new) * r[:, :, None]).sum(dim=1)
+        o = ((S + heads_of(mixer.bonus, 4)[:, :, None] * new) * r[:, :, None]).sum(dim=1)
         o = (o - o.mean(dim=1, keepdim=True)) / (o.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
-        o = (o * mixer.norm.weight + mixer.norm.bias).flatten()
+        o = o.flatten() * mixer.norm.weight + mixer.norm.bias
         return mixer.out(silu(mixer.gate.weight @ mixed[3]) * o), (x, w[:, :, None] * S + new)
 
     x = signal()
@@ -337,13 +337,13 @@ def unit(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"negative": False}, {"decay": False}, {"kernel": 0}])
+@pytest.mark.parametrize("options", [{}, {"negative_eigenvalues": False}, {"decay": False}, {"kernel": 0}])
 @torch.no_grad()
 def test_delta_product(steps: int, options: dict[str, Any]) -> None:
     mixer, x = double("delta_product", steps=steps, **options), signal()
     heard, gate = (x @ mixer.project.weight.T).split(((1 + 2 * steps) * DIM, DIM), dim=1)
     heard = silu(heard if mixer.convolution is None else convolved(heard, mixer.convolution))
-    reach = 1 if options.get("negative") is False else 2
+    reach = 1 if options.get("negative_eigenvalues") is False else 2
     beta = reach / (1 + torch.exp(-x @ mixer.rates.weight.T))
     kept = torch.ones(len(x), 4, dtype=torch.float64)
     if mixer.forget is not None:
@@ -445,7 +445,18 @@ def test_settings_that_do_not_go_together() -> None:
         ("delta_product", 16, {"heads": 5}, "found 5 heads: set heads to 4 or 8$"),
         ("mamba2", 16, {"heads": 12}, "within 32 channels, found 12 heads: set heads to 8 or 16$"),
         ("retention", 16, {"heads": 16}, "an even width within 16 channels, found 16 heads: set heads to 8$"),
-        ("retention", 15, {"heads": 1}, "an even width within 15 channels, found 1 heads: make .* even$"),
+        (
+            "retention",
+            15,
+            {"heads": 1},
+            "an even width within 15 channels, found 1 heads: make the width a multiple of 2$",
+        ),
+        (
+            "mamba2",
+            16,
+            {"expansion": 0.01},
+            "within 0 channels, found 8 heads: make the width a multiple of 8$",
+        ),
         ("retention", 16, {"expansion": 0.6}, "within 10 channels, found 4 heads: set heads to 2 or 5$"),
     ],
 )

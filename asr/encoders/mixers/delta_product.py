@@ -7,9 +7,9 @@
 Siems et al. 2025, "DeltaProduct: improving state-tracking in linear RNNs via Householder products"; with one
 step, Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024, "Gated delta networks"), and that without `decay`
 DeltaNet (Yang et al. 2024, "Parallelizing linear Transformers with the delta rule over sequence length"). The
-steps of a frame multiply the state by N matrices I - beta k k^T; with beta up to 2 (`negative`; Grazzi et al.
-2024, "Unlocking state-tracking in linear RNNs through negative eigenvalues") they can be reflections, two of
-which make a rotation. Keys of length 1 keep the product from ever growing. The convolutions are causal and
+steps of a frame multiply the state by N matrices I - beta k k^T; with beta up to 2 they can be reflections
+(Grazzi et al. 2024, "Unlocking state-tracking in linear RNNs through negative eigenvalues"), and two of those
+make a rotation. Keys of length 1 keep the product from ever growing. The convolutions are causal and
 depthwise, over `kernel` frames; A and the bias begin as in Mamba-2 (asr/layers/heads.py). Departure: keys and
 values are both dim / heads wide.
 """
@@ -39,8 +39,8 @@ class DeltaProductConfig(MixerConfig):
     heads: int = Field(4, ge=1)
     steps: int = Field(2, ge=1, le=8)
     """Keys that a frame overwrites, one after the other; 1 is (Gated) DeltaNet."""
-    negative: bool = True
-    """Let eigenvalues of a step be negative, down to -1: beta up to 2, and not 1."""
+    negative_eigenvalues: bool = True
+    """Let those of a step go down to -1 and not 0: beta up to 2 and not 1."""
     decay: bool = True
     """Forget, too, at a rate per head that depends on the frame."""
     kernel: int = Field(4, ge=0, le=64)
@@ -97,7 +97,7 @@ class DeltaProduct(Mixer):
     def _beta(self, x: Tensor) -> Tensor:
         """(B, T, N, H)."""
         rates = by_head(torch.sigmoid(self.rates(x)), self.config.steps)
-        return 2.0 * rates if self.config.negative else rates
+        return 2.0 * rates if self.config.negative_eigenvalues else rates
 
     def _log_decay(self, x: Tensor, matrix: Tensor) -> Tensor | None:
         """(B, T, H), if there is one."""

@@ -54,7 +54,7 @@ class Rwkv(Mixer):
         dim = heads * width
         spread = torch.linspace(0.0, 1.0, dim)  # from channels of the moment to those that look back
         self.share = nn.Parameter(spread.clone())  # mu_x
-        self.shares = nn.Parameter(spread.repeat(USES, 1))  # lambda_c
+        self.shares = nn.Parameter(spread.repeat(USES))  # lambda_c, one after the other
         self.share_down = nn.Linear(dim, USES * rank, bias=False)
         self.share_up = nn.Parameter(0.01 * torch.randn(USES, rank, dim))
         self.receptance, self.key, self.value, self.gate = (
@@ -63,7 +63,7 @@ class Rwkv(Mixer):
         self.decay = nn.Parameter(5.0 * spread - 6.0)  # memories of 400 frames down to 3
         self.decay_down = nn.Linear(dim, decay_rank, bias=False)
         self.decay_up = nn.Parameter(0.01 * torch.randn(decay_rank, dim))
-        self.bonus = nn.Parameter(torch.full((heads, width), 0.5))
+        self.bonus = nn.Parameter(torch.full((dim,), 0.5))  # u
         self.norm = HeadNorm(heads, width, centred=True)
         self.out = nn.Linear(dim, dim)
 
@@ -73,16 +73,10 @@ class Rwkv(Mixer):
         frames = torch.cat((last[:, None].to(x.dtype), x), dim=1)
         end = frames[:, -1] if lengths is None else gather_from(frames, lengths, 1)[:, 0]
         for_r, for_k, for_v, for_g, for_w = self._mixed(x, frames[:, :-1])
-        r, k, v, rate = (
-            by_head(part, self.heads)
-            for part in (
-                self.receptance(for_r),
-                self.key(for_k),
-                self.value(for_v),
-                self._rate(for_w, matrix.dtype),
-            )
-        )
-        o, matrix = gated_linear_attention(r, k, v, -rate, matrix, bonus=self.bonus, lengths=lengths)
+        parts = self.receptance(for_r), self.key(for_k), self.value(for_v), self._rate(for_w, matrix.dtype)
+        r, k, v, rate = (by_head(part, self.heads) for part in parts)
+        bonus = by_head(self.bonus, self.heads)
+        o, matrix = gated_linear_attention(r, k, v, -rate, matrix, bonus=bonus, lengths=lengths)
         y = self.out(functional.silu(self.gate(for_g)) * self.norm(o))
         return MixerOutput(y, (end.to(last.dtype), matrix))
 
@@ -95,7 +89,8 @@ class Rwkv(Mixer):
         """(5, B, T, dim): x with its shares of the frame before."""
         change = before - x
         low = by_head(torch.tanh(self.share_down(x + self.share * change)), USES)
-        shares = self.shares[:, None, None] + torch.einsum("btcr,crd->cbtd", low, self.share_up)
+        moved = torch.einsum("btcr,crd->cbtd", low, self.share_up)
+        shares = by_head(self.shares, USES)[:, None, None] + moved
         return x + shares * change
 
     def _rate(self, mixed: Tensor, dtype: torch.dtype) -> Tensor:
