@@ -66,10 +66,10 @@ def positions(kind: PositionKind, dim: int, heads: int, cached: int, frames: int
     """The tables for `frames` queries behind `cached` keys, in the dtype and on the device of `like`."""
     if kind == "rotary":
         width = dim // heads // 2
-        angle = _angles(torch.arange(-cached, frames, device=like.device), width)
+        angle = angles(torch.arange(-cached, frames, device=like.device), width)
         return Positions((angle.cos().to(like.dtype), angle.sin().to(like.dtype)), None)
     distance = torch.arange(cached + frames - 1, -frames, -1, device=like.device)
-    angle = _angles(distance, dim // 2)
+    angle = angles(distance, dim // 2)
     return Positions(None, torch.cat((angle.sin(), angle.cos()), dim=1).to(like.dtype))
 
 
@@ -151,7 +151,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
 
-def _angles(position: Tensor, width: int) -> Tensor:
+def angles(position: Tensor, width: int) -> Tensor:
     """(n, width) float64: position / 10000^(i / width). In float32 far positions would lie beside theirs."""
     exponent = torch.arange(width, dtype=torch.float64, device=position.device) / width
     return position[:, None] * torch.exp(-math.log(10000.0) * exponent)

@@ -129,6 +129,7 @@ class CausalDepthwise(nn.Module):
         """
         frames, kept = torch.cat((state.to(x.dtype), x), dim=1), self.size - 1
         end = frames[:, x.shape[1] :] if lengths is None else gather_from(frames, lengths, kept)
+        end = end.to(state.dtype)
         if x.shape[1] == 0:
             return x, end
         return self.convolution(frames.transpose(1, 2)).transpose(1, 2), end

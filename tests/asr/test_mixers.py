@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from asr import state as states
 from asr.config import override
@@ -49,6 +48,20 @@ MIXERS: dict[str, dict[str, Any]] = {
     "gru-heads": {"kind": "gru", "heads": 4},
     "slstm": {"kind": "slstm"},
     "slstm-exponential": {"kind": "slstm", "exponential_forget": True, "heads": 2, "kernel": 1},
+    "retention": {"kind": "retention"},
+    "retention-wide": {"kind": "retention", "expansion": 2},
+    "retention-memories": {"kind": "retention", "shortest": 2, "longest": 4000},
+    "hgrn2": {"kind": "hgrn2"},
+    "hgrn2-unbounded": {"kind": "hgrn2", "heads": 2, "lower_bound": 0},
+    "rwkv": {"kind": "rwkv"},
+    "rwkv-ranks": {"kind": "rwkv", "heads": 2, "rank": 3, "decay_rank": 5},
+    "mamba2": {"kind": "mamba2"},
+    "mamba2-small": {"kind": "mamba2", "heads": 2, "expansion": 1, "states": 5, "kernel": 1},
+    "delta_product": {"kind": "delta_product"},
+    "delta_product-one": {"kind": "delta_product", "steps": 1},
+    "delta_product-positive": {"kind": "delta_product", "steps": 3, "negative_eigenvalues": False},
+    "delta_product-no_decay": {"kind": "delta_product", "decay": False},
+    "delta_product-no_kernel": {"kind": "delta_product", "kernel": 0},
 }
 
 
@@ -80,7 +93,7 @@ def test_pieces_give_the_whole(mixer: Mixer, seed: int) -> None:
         fed = [
             min(rng.choice([0, 1, 2, 9]), length - start) for start, length in zip(at, lengths, strict=True)
         ]
-        piece = torch.zeros(3, max(fed), DIM)
+        piece = torch.randn(3, max(fed), DIM)
         for row, (start, count) in enumerate(zip(at, fed, strict=True)):
             piece[row, :count] = x[row, start : start + count]
         y, state = mixer(piece, torch.tensor(fed), state)
@@ -115,8 +128,11 @@ def test_double_precision_stays_double(mixer: Mixer) -> None:
 def test_half_precision_is_near(mixer: Mixer) -> None:
     x = torch.randn(2, 60, DIM)
     exact = mixer(x, None, begun(mixer, 2)).y
+    state = begun(mixer, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        near = mixer(x, None, begun(mixer, 2)).y
+        near, after = mixer(x, None, state)
+    dtypes = [[leaf.dtype for leaf in states.leaves(one)] for one in (state, after)]
+    assert dtypes[0] == dtypes[1], "sessions that have begun could not be batched with new ones"
     assert float((near.float() - exact).abs().max()) < 0.05 * float(exact.abs().max()) + 0.02
 
 
@@ -128,258 +144,6 @@ def test_hours_of_audio_do_not_drift(mixer: Mixer) -> None:
     early, late = (part.abs().max() for part in (y[:, 100:1000], y[:, -1000:]))
     assert float(late) < 3 * float(early)
     assert all(bool(leaf.isfinite().all()) for leaf in states.leaves(state))
-
-
-# -- The equations, frame by frame -------------------------------------------------------------------------
-
-
-def by_frames(mixer: Mixer, x: Tensor, step: Any) -> Tensor:
-    """y of one stream (T, DIM) from `step(x_t, state) -> (y_t, state)`."""
-    state, out = None, []
-    for frame in x:
-        y, state = step(frame, state)
-        out.append(y)
-    return torch.stack(out)
-
-
-@torch.no_grad()
-def test_min_gru() -> None:
-    mixer = mixer_config("min_gru")().build(DIM)
-    weight, bias = mixer.project.weight, mixer.project.bias
-
-    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        z = torch.sigmoid(weight[:DIM] @ x + bias[:DIM])
-        h = (1 - z) * (torch.zeros(DIM) if h is None else h) + z * (weight[DIM:] @ x + bias[DIM:])
-        return mixer.out(h), h
-
-    x = torch.randn(20, DIM)
-    torch.testing.assert_close(mixer(x[None], None, begun(mixer, 1)).y[0], by_frames(mixer, x, step))
-
-
-@torch.no_grad()
-def test_lru() -> None:
-    mixer = mixer_config("lru")().build(DIM)
-    decay = torch.exp(torch.complex(-mixer.nu.exp(), mixer.theta.exp()))
-    assert bool((decay.abs() < 0.9991).all() & (decay.abs() > 0.8999).all())
-    B = torch.complex(*mixer.input.weight.chunk(2))
-    C = torch.complex(mixer.read.weight[:, :DIM], -mixer.read.weight[:, DIM:])
-
-    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        h = decay * (torch.zeros(DIM, dtype=torch.complex64) if h is None else h)
-        h = h + (1 - decay.abs().square()).sqrt() * (B @ x.to(torch.complex64))
-        y = (C @ h).real + mixer.skip * x
-        return mixer.out(torch.nn.functional.silu(mixer.gate(x)) * y), h
-
-    x = torch.randn(20, DIM)
-    torch.testing.assert_close(
-        mixer(x[None], None, begun(mixer, 1)).y[0], by_frames(mixer, x, step), rtol=1e-4, atol=1e-5
-    )
-
-
-@torch.no_grad()
-def test_min_lstm() -> None:
-    mixer = mixer_config("min_lstm")().build(DIM)
-
-    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        projected = mixer.project(x)
-        f, i = torch.sigmoid(projected[:DIM]), torch.sigmoid(projected[DIM : 2 * DIM])
-        h = (f * (torch.zeros(DIM) if h is None else h) + i * projected[2 * DIM :]) / (f + i)
-        return mixer.out(h), h
-
-    x = torch.randn(20, DIM)
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_min_lstm_with_gates_too_small_for_numbers() -> None:
-    """Both are e^-200: their quotients are still halves, and the state the mean of both candidates."""
-    mixer = mixer_config("min_lstm")().build(DIM)
-    mixer.project.weight[: 2 * DIM], mixer.project.bias[: 2 * DIM] = 0.0, -200.0
-    x = torch.randn(1, 1, DIM)
-    state = mixer(x, None, torch.ones(1, DIM)).state
-    candidate = mixer.project(x)[0, 0, 2 * DIM :]
-    torch.testing.assert_close(state[0], (1 + candidate) / 2)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, {"lower_bound": False}, {"complex_valued": False}])
-def test_hgrn(settings: dict[str, Any]) -> None:
-    mixer = mixer_config("hgrn")(**settings).build(DIM)
-    gamma = 0.0 if mixer.gamma is None else torch.sigmoid(mixer.gamma)
-    angle = torch.zeros(DIM) if mixer.theta is None else mixer.theta
-
-    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        decay = gamma + (1 - gamma) * torch.sigmoid(mixer.forget(x))
-        c = torch.nn.functional.silu(mixer.input(x))
-        c = c + 0j if mixer.theta is None else torch.complex(c[:DIM], c[DIM:])
-        h = decay * torch.exp(1j * angle) * (0j if h is None else h) + (1 - decay) * c
-        parts = h.real if mixer.theta is None else torch.cat((h.real, h.imag))
-        return mixer.out(torch.sigmoid(mixer.gate(x)) * mixer.norm(parts)), h
-
-    x = torch.randn(20, DIM)
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_rg_lru() -> None:
-    mixer = mixer_config("rg_lru")().build(DIM)
-    a, width = torch.sigmoid(-mixer.decay), round(4 / 3 * DIM)
-    assert bool((a**8 < 0.9991).all() & (a**8 > 0.8999).all())
-    weight, bias = mixer.convolution.convolution.weight[:, 0], mixer.convolution.convolution.bias
-
-    def step(x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        heard, h = (torch.zeros(width, 3), torch.zeros(width)) if state is None else state
-        beside, u = mixer.branches(x).chunk(2)
-        heard = torch.cat((heard, u[:, None]), dim=1)
-        u = (heard * weight).sum(1) + bias
-        r, i = torch.sigmoid(mixer.gates(u)).chunk(2)
-        decay = a ** (8 * r)
-        h = decay * h + (1 - decay**2).sqrt() * (i * u)
-        return mixer.out(torch.nn.functional.gelu(beside) * h), (heard[:, 1:], h)
-
-    x = torch.randn(20, DIM)
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
-
-
-def test_rg_lru_with_shut_gates_has_gradients() -> None:
-    """r is nothing and a_t one, where the root of 1 - a_t^2 has no slope."""
-    mixer = mixer_config("rg_lru")().build(DIM)
-    with torch.no_grad():
-        mixer.gates.bias.fill_(-200.0)
-    mixer(torch.randn(1, 9, DIM), None, begun(mixer, 1)).y.sum().backward()
-    assert all(bool(p.grad.isfinite().all()) for p in mixer.parameters() if p.grad is not None)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("window", "heads", "key_heads"), [(64, 4, 1), (5, 4, 2), (6, 2, 2), (1, 1, 1)])
-def test_local_attention(window: int, heads: int, key_heads: int) -> None:
-    """Frame by frame, with rotations as complex numbers, by positions counted from the first frame."""
-    settings = {"window": window, "heads": heads, "key_heads": key_heads}
-    mixer, width = mixer_config("local_attention")(**settings).build(DIM), DIM // heads
-    x = torch.randn(20, DIM)
-
-    def turned(z: Tensor, t: int) -> Tensor:
-        frequency = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
-        return torch.complex(*z.chunk(2)) * torch.exp(1j * t * frequency)
-
-    def head(t: int, h: int) -> Tensor:
-        part = slice(h * key_heads // heads * width, (h * key_heads // heads + 1) * width)
-        past = range(max(0, t - window), t + 1)
-        keys, values = zip(*(mixer.key_value(x[s]).chunk(2) for s in past), strict=True)
-        q = turned(mixer.query(x[t])[h * width : (h + 1) * width], t)
-        scores = [(q * turned(k[part], s).conj()).sum().real for s, k in zip(past, keys, strict=True)]
-        weights = torch.softmax(torch.stack(scores) / width**0.5, dim=0)
-        return weights @ torch.stack([v[part] for v in values])
-
-    expected = torch.stack([mixer.out(torch.cat([head(t, h) for h in range(heads)])) for t in range(20)])
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_local_attention_forgets_what_its_window_has_left() -> None:
-    mixer = mixer_config("local_attention")(window=8).build(DIM)
-    x = torch.randn(1, 50, DIM)
-    changed = x.clone()
-    changed[:, 20] += 5
-    y, other = (mixer(z, None, begun(mixer, 1)).y[0] for z in (x, changed))
-    moved = (y - other).abs().amax(1) > 0
-    assert moved.nonzero()[:, 0].tolist() == list(range(20, 29))
-
-
-@torch.no_grad()
-def test_gateloop() -> None:
-    mixer = mixer_config("gateloop")().build(DIM)
-
-    def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, gate = mixer.project(x).chunk(4)
-        size, phase = mixer.transition(x).chunk(2)
-        h = torch.sigmoid(size) * torch.exp(1j * phase) * (0j if h is None else h) + k * v
-        return mixer.out(torch.nn.functional.silu(gate) * mixer.norm((q * h).real)), h
-
-    x = torch.randn(20, DIM)
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, by_frames(mixer, x, step), rtol=1e-4, atol=1e-5)
-
-
-def attended(mixer: Mixer, x: Tensor, heads: int) -> Tensor:
-    """What an Aaren says of one signal (T, DIM), by a softmax over the past of every frame."""
-    scores, values = mixer.score(x), mixer.value(x).view(len(x), heads, -1)
-    weights = (torch.softmax(scores[: t + 1], dim=0) for t in range(len(x)))
-    return mixer.out(
-        torch.stack([torch.einsum("th,thd->hd", w, values[: len(w)]).flatten() for w in weights])
-    )
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [1, 1e4])
-def test_aaren(size: float) -> None:
-    """Scores of any size, negative ones too, as the highest so far comes off them."""
-    mixer, x = mixer_config("aaren")(heads=4).build(DIM), torch.randn(20, DIM)
-    mixer.score.weight *= size
-    y = mixer(x[None], None, begun(mixer, 1)).y[0]
-    torch.testing.assert_close(y, attended(mixer, x, 4), rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_of_aaren() -> None:
-    """Those of softmax, also through the state between two pieces: none is missed through the maximum."""
-    mixer = mixer_config("aaren")(heads=4).build(DIM).double()
-    x, wanted = torch.randn(1, 20, DIM, dtype=torch.float64), torch.randn(20, DIM, dtype=torch.float64)
-    first, state = mixer(x[:, :8], None, begun(mixer, 1, torch.float64))
-    y = torch.cat((first, mixer(x[:, 8:], None, state).y), dim=1)[0]
-    ours = torch.autograd.grad((y * wanted).sum(), list(mixer.parameters()))
-    theirs = torch.autograd.grad((attended(mixer, x[0], 4) * wanted).sum(), list(mixer.parameters()))
-    torch.testing.assert_close(ours, theirs)
-
-
-@torch.no_grad()
-def test_aaren_is_exact_after_two_hours() -> None:
-    """200,000 frames of 40 ms: the means over all of them, in single as in double precision."""
-    torch.manual_seed(0)
-    mixer = mixer_config("aaren")(heads=4).build(DIM)
-    x = torch.randn(1, 200_000, DIM) + 0.5
-    y = mixer(x, None, begun(mixer, 1)).y[:, -1000:]
-    exact = mixer.double()(x.double(), None, begun(mixer, 1, torch.float64)).y[:, -1000:]
-    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-@torch.no_grad()
-def test_lstm_and_gru_are_those_of_torch(kind: str) -> None:
-    mixer = mixer_config(kind)().build(DIM)
-    oracle = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind](DIM, DIM, batch_first=True)
-    oracle.weight_ih_l0.copy_(mixer.project.weight)
-    oracle.bias_ih_l0.copy_(mixer.project.bias)
-    oracle.weight_hh_l0.copy_(mixer.cell.weight[0].flatten(1).T)
-    oracle.bias_hh_l0.zero_() if kind == "lstm" else oracle.bias_hh_l0.copy_(mixer.cell.bias.flatten())
-    x = torch.randn(2, 20, DIM)
-    torch.testing.assert_close(mixer(x, None, begun(mixer, 2)).y, mixer.out(oracle(x)[0]))
-
-
-@torch.no_grad()
-def test_slstm() -> None:
-    """Without the stabiliser, which changes nothing but what can be represented; one head."""
-    mixer = mixer_config("slstm")(heads=1, kernel=2).build(DIM)
-    weight, taps = mixer.cell.weight[0], mixer.convolution.convolution
-
-    def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        before, h, c, n = (torch.zeros(DIM),) * 4 if state is None else state
-        u = torch.nn.functional.silu(taps.weight[:, 0, 0] * before + taps.weight[:, 0, 1] * x + taps.bias)
-        i, f = mixer.gates(u).chunk(2)
-        z, o = mixer.values(x).chunk(2)
-        i, f, z, o = (part + h @ weight[:, gate] for gate, part in enumerate((i, f, z, o)))
-        c = torch.sigmoid(f) * c + i.exp() * z.tanh()
-        n = torch.sigmoid(f) * n + i.exp()
-        h = torch.sigmoid(o) * c / n
-        return mixer.out(mixer.norm(h[None])[0]), (x, h, c, n)
-
-    x = torch.randn(20, DIM)
-    torch.testing.assert_close(
-        mixer(x[None], None, begun(mixer, 1)).y[0], by_frames(mixer, x, step), rtol=1e-4, atol=1e-5
-    )
 
 
 # -- The encoder around them -------------------------------------------------------------------------------
@@ -469,3 +233,35 @@ def test_settings_that_do_not_go_together() -> None:
         mixer_config("aaren")(heads=5).build(DIM)
     with pytest.raises(ValueError, match="a state of 16 is not a multiple of heads 5: 4 would do"):
         mixer_config("gru")(heads=5).build(16)
+    with pytest.raises(ValueError, match=r"expected shortest <= longest, found 64 and 2: swap them"):
+        mixer_config("retention")(shortest=64, longest=2)
+    with pytest.raises(ValueError, match=r"expected dt_min <= dt_max, found 1 and 0\.1: swap them"):
+        mixer_config("mamba2")(dt_min=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "settings", "message"),
+    [
+        ("hgrn2", 16, {"heads": 3}, "the same width within 16 channels, found 3 heads: set heads to 2 or 4$"),
+        ("rwkv", 16, {"heads": 17}, "within 16 channels, found 17 heads: set heads to 16$"),
+        ("delta_product", 16, {"heads": 5}, "found 5 heads: set heads to 4 or 8$"),
+        ("mamba2", 16, {"heads": 12}, "within 32 channels, found 12 heads: set heads to 8 or 16$"),
+        ("retention", 16, {"heads": 16}, "an even width within 16 channels, found 16 heads: set heads to 8$"),
+        (
+            "retention",
+            15,
+            {"heads": 1},
+            "an even width within 15 channels, found 1 heads: make the width a multiple of 2$",
+        ),
+        (
+            "mamba2",
+            16,
+            {"expansion": 0.01},
+            "within 0 channels, found 8 heads: make the width a multiple of 8$",
+        ),
+        ("retention", 16, {"expansion": 0.6}, "within 10 channels, found 4 heads: set heads to 2 or 5$"),
+    ],
+)
+def test_heads_that_do_not_divide(kind: str, dim: int, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixer_config(kind)(**settings).build(dim)
