@@ -30,7 +30,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready  ## against the peers, ratios in one process
-	for bench in rnnt fused pruned ctc scan lstm attention fbank conformer; do $(BIN)/python tools/bench/$$bench.py || exit 1; done
+	for bench in rnnt fused pruned ctc scan lstm attention fbank conformer recurrent; do $(BIN)/python tools/bench/$$bench.py || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

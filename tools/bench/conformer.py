@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from measure import extra_memory, peak_above, turns
+from streams import agree, step_times
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchaudio.models import Conformer, Emformer
@@ -139,20 +138,6 @@ def streaming(repeats: int, profiled: bool) -> None:
     torch.set_num_threads(threads)
 
 
-def agree(encoder: Encoder) -> None:
-    """Exits unless chunks give the whole."""
-    x = torch.randn(1, 320, BINS)
-    length = torch.tensor([x.shape[1]])
-    whole, state, parts = encoder(x, length).y, encoder.initial_state(1), []
-    for part in x.split(32, dim=1):
-        y, _, state = encoder(part, torch.tensor([part.shape[1]]), state)
-        parts.append(y)
-    parts.append(encoder.flush(state).y)
-    error = float((torch.cat(parts, dim=1) - whole).abs().max())
-    if not error < 1e-4:
-        sys.exit(f"wrong: chunks differ from the whole by {error:.1e}")
-
-
 def chunk_times(encoder: Encoder, batch: int, chunks: int) -> list[float]:
     x, lengths = torch.randn(batch, 32, BINS), torch.full((batch,), 32)
 
@@ -167,17 +152,6 @@ def chunk_times(encoder: Encoder, batch: int, chunks: int) -> list[float]:
 def emformer_times(emformer: Emformer, batch: int, chunks: int) -> list[float]:
     x, lengths = torch.randn(batch, LIVE.chunk, 320), torch.full((batch,), LIVE.chunk)
     return step_times(lambda state: emformer.infer(x, lengths, state)[2], None, chunks)
-
-
-def step_times(hear: Callable[[Any], Any], state: Any, chunks: int) -> list[float]:
-    """Seconds of each chunk, of streams that have heard their history."""
-    times = []
-    for number in range(chunks + 12):
-        start = time.perf_counter()
-        state = hear(state)
-        if number >= 12:
-            times.append(time.perf_counter() - start)
-    return times
 
 
 def memory() -> None:
