@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from asr.cli.options import LatencyOption, parse_latency
-
-if TYPE_CHECKING:
-    from asr.recognizer import Latency
 
 PACKAGES = ("torch", "triton", "torchaudio", "lhotse", "sentencepiece", "soundfile", "soxr", "k2")
 
@@ -58,14 +55,10 @@ def _model(directory: Path, latency: str | None) -> None:
         print(f"state per stream      {bytes_per_stream(recognizer.initial_state()):,} bytes")
     else:
         print(f"streaming             no: {network.encoder.why_not_streaming}")
-    if network.encoder.latencies:
-        print(f"trained for           {', '.join(map(_named, network.encoder.latencies))} (--latency)")
+    if latencies := network.encoder.latencies:
+        print(f"trained for           {', '.join(latency.name for latency in latencies)} (--latency)")
     if recognizer.config.synthetic:
         print("trained on            SYNTHETIC speech")
-
-
-def _named(latency: Latency) -> str:
-    return "full" if latency.chunk_s is None else f"{1000 * latency.chunk_s:g}"
 
 
 def _heads(network: object) -> list[tuple[str, bool]]:

@@ -53,9 +53,7 @@ def transcribe(
     from asr.live import feed_file
     from asr.recognizer import load
 
-    if len(files) > 1 and (picture or format in {"srt", "vtt"}):
-        option = "--picture" if picture else f"--format {format}"
-        raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
+    _check_one(files, format, picture)
     endpoint = options.endpoint_of(silence, max_length, nothing)
     if not live and (endpoint or vad or stats or realtime or chunk_ms):
         raise ConfigError(
@@ -93,6 +91,15 @@ def transcribe(
             print(f"picture: {picture}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_one(files: list[Path], format_name: str, picture: Path | None) -> None:
+    """Raise ConfigError for several files where only one makes sense."""
+    from asr.errors import ConfigError
+
+    if len(files) > 1 and (picture or format_name in {"srt", "vtt"}):
+        option = "--picture" if picture else f"--format {format_name}"
+        raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
 
 
 class _Heard(NamedTuple):

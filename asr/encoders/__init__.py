@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from asr.encoders.base import Encoder, EncoderOutput, Latency
+from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.chunked import ChunkedEncoder
 from asr.encoders.conformer import ConformerEncoder, ConformerEncoderConfig
+from asr.encoders.latency import Latency
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
 from asr.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig

@@ -21,22 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.encoders.latency import Latency, whole_frames
 from asr.errors import ConfigError, StreamingError
 from asr.lengths import padding_mask
 from asr.state import batch_size
 
 LONGEST_WHOLE_S = 1800.0
-LONGEST_CHUNK_S = 60.0
-"""What may be chosen at use."""
-
-
-class Latency(NamedTuple):
-    """When a network that was trained for several latencies answers."""
-
-    chunk_s: float | None
-    """Seconds that are heard together; None waits for the end."""
-    left_s: float | None = None
-    """Seconds of history; None is what that chunk was trained with."""
+"""A signal that is encoded at once, where its length alone decides."""
 
 
 class EncoderOutput(NamedTuple):
@@ -62,6 +53,8 @@ class Encoder(nn.Module, ABC):
     """Feature frames that an output needs beyond its own block."""
     frame_shift_s: float
     """Seconds per feature frame."""
+    step_outputs: int = 1
+    """Outputs that a live stream waits for at once; of a causal encoder any number gives the same ones."""
 
     @property
     def why_not_streaming(self) -> str:
@@ -72,9 +65,6 @@ class Encoder(nn.Module, ABC):
     def what_would_stream(self) -> str:
         """What to do where this cannot stream."""
         return "transcribe whole recordings with it, or train a streaming configuration"
-
-    step_outputs: int = 1
-    """Outputs that a live stream waits for at once; of a causal encoder any number gives the same ones."""
 
     @property
     def chunk_frames(self) -> int:
@@ -205,20 +195,3 @@ class Encoder(nn.Module, ABC):
     def batch_of(state: Any) -> int:
         """Number of streams in `state`."""
         return batch_size(state)
-
-
-def whole_frames(chunk_s: float, frame_s: float) -> int:
-    """Frames of `frame_s` seconds in a chunk. Raises ConfigError unless they are whole and not too many."""
-    if not 0 < chunk_s <= LONGEST_CHUNK_S:
-        raise ConfigError(
-            f"expected chunks of up to {LONGEST_CHUNK_S:g} s, found {1000 * chunk_s:g} ms: "
-            f"{1000 * frame_s:g} ms is the shortest"
-        )
-    frames = round(chunk_s / frame_s)
-    if frames < 1 or abs(frames * frame_s - chunk_s) > 1e-3 * frame_s:
-        low = max(1, int(chunk_s / frame_s))
-        raise ConfigError(
-            f"expected chunks of whole frames of {1000 * frame_s:g} ms, found {1000 * chunk_s:g} ms: "
-            f"{1000 * low * frame_s:g} or {1000 * (low + 1) * frame_s:g} would do"
-        )
-    return frames

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr import state as states
-from asr.encoders.base import Encoder, EncoderOutput, Latency, whole_frames
+from asr.encoders.base import Encoder, EncoderOutput
+from asr.encoders.latency import Latency, context_for, trained_latencies
 from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
@@ -34,6 +35,10 @@ from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.residual import begin_small
 from asr.layers.window import gather_from, joined
 from asr.lengths import padding_mask
+
+WHOLE_BYTES = 4 << 30
+"""What masks or scores of a whole signal may take."""
+_BOOL, _FLOAT = 1, 4  # bytes
 
 
 class ChunkedEncoderConfig(StackConfig):
@@ -53,7 +58,7 @@ class ChunkedEncoderConfig(StackConfig):
                 "lookahead is for chunks, and full context sees all: set lookahead to 0, or every chunk"
             )
         for context in self.contexts:
-            check_context(context, 2 ** len(self.pool_after))
+            check_context(context, self.pooling)
         return self
 
 
@@ -85,13 +90,6 @@ class ChunkedState:
     waiting_lengths: Tensor
     """(B,) int64."""
     history: History
-
-
-WHOLE_BYTES = 4 << 30
-"""What masks or scores of a whole signal may take."""
-LONGEST_HISTORY_S = 300.0
-"""What may be chosen at use."""
-_BOOL, _FLOAT = 1, 4  # bytes
 
 
 class Seen(NamedTuple):
@@ -141,7 +139,7 @@ class ChunkedEncoder(Encoder):
         self.config = config
         self.input_dim, self.output_dim, self.frame_shift_s = input_dim, config.dim, frame_shift_s
         self.entrance = Entrance(config.subsampling, input_dim, config.dim, config.lookahead)
-        self.subsampling = self.entrance.factor * self._pooling
+        self.subsampling = self.entrance.factor * self.config.pooling
         self.lookahead_frames = self.entrance.lookahead_frames
         self.context = config.contexts[0]
         self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
@@ -166,8 +164,8 @@ class ChunkedEncoder(Encoder):
         live = [latency for latency in self.latencies if latency.chunk_s is not None]
         if not live:
             return super().what_would_stream
-        chunks = ", ".join(f"{1000 * latency.chunk_s:g}" for latency in live if latency.chunk_s is not None)
-        return f"choose one of its latencies, {chunks} ms (--latency {chunks.partition(',')[0]})"
+        chunks = ", ".join(latency.name for latency in live)
+        return f"choose one of its latencies, {chunks} ms (--latency {live[0].name})"
 
     @property
     def chunk_frames(self) -> int:
@@ -190,18 +188,12 @@ class ChunkedEncoder(Encoder):
     @property
     def latencies(self) -> tuple[Latency, ...]:
         """See Encoder.latencies: those that it was trained for, in order, the whole utterance last."""
-        found = []
-        for context in self.config.contexts:
-            if context.streaming:
-                assert context.chunk is not None
-                found.append(Latency(context.chunk * self._frame_s, context.history * self._frame_s))
-        whole = [Latency(None)] if ContextConfig() in self.config.contexts else []
-        return (*sorted(found), *whole)
+        return trained_latencies(self.config.contexts, self._frame_s)
 
     def with_context(self, context: ContextConfig) -> Self:
         """The same network, its weights shared, that sees another context. Raises ConfigError."""
         try:
-            check_context(context, self._pooling)
+            check_context(context, self.config.pooling)
             if context.chunk is None and self.entrance.lookahead is not None:
                 raise ValueError("this network has a lookahead, which is for chunks: choose a chunk")
         except ValueError as error:
@@ -212,27 +204,9 @@ class ChunkedEncoder(Encoder):
 
     def with_latency(self, latency: Latency) -> Self:
         """See Encoder.with_latency."""
-        if latency.chunk_s is None:
-            return self.with_context(ContextConfig())
-        chunk = self._pooling * whole_frames(latency.chunk_s, self._pooling * self._frame_s)
-        history = self._trained_history(chunk) if latency.left_s is None else _history(latency.left_s)
-        left_chunks = math.ceil(history / (chunk * self._frame_s) - 1e-6)
-        return self.with_context(ContextConfig(chunk=chunk, left_chunks=left_chunks))
-
-    def _trained_history(self, chunk: int) -> float:
-        """Seconds of history that these chunks were trained with; the longest of any if they were not."""
-        trained = {c.chunk: c.history * self._frame_s for c in self.config.contexts if c.streaming}
-        if not trained:
-            raise ConfigError(
-                "this network was not trained with a limited history, and no chunk has one: choose both, "
-                f"e.g. --latency {1000 * chunk * self._frame_s:g}:2000, and measure what it costs"
-            )
-        return trained.get(chunk, max(trained.values()))
-
-    @property
-    def _pooling(self) -> int:
-        """By how much the frames are pooled inside the stack."""
-        return int(2 ** len(self.config.pool_after))
+        return self.with_context(
+            context_for(latency, self.config.contexts, self._frame_s, self.config.pooling)
+        )
 
     @property
     def _frame_s(self) -> float:
@@ -333,7 +307,7 @@ class ChunkedEncoder(Encoder):
     def _complete_chunks(self, frames: Tensor, lengths: Tensor, history: History) -> _Step:
         """All chunks that are complete, one after the other."""
         complete, chunk = lengths // self._chunk, self._chunk
-        size = chunk // self._pooling
+        size = chunk // self.config.pooling
         y = frames.new_zeros(len(frames), int(complete.max()) * size, self.output_dim)
         for number in range(int(complete.max())):
             part = frames[:, number * chunk : (number + 1) * chunk]
@@ -375,15 +349,6 @@ class _Step(NamedTuple):
     y: Tensor
     y_lengths: Tensor
     history: History
-
-
-def _history(left_s: float) -> float:
-    """The seconds. Raises ConfigError if nothing can remember so much."""
-    if not 0 <= left_s <= LONGEST_HISTORY_S:
-        raise ConfigError(
-            f"expected a history of 0 to {1000 * LONGEST_HISTORY_S:g} ms, found {1000 * left_s:g} ms"
-        )
-    return left_s
 
 
 def _needed(mask: Tensor) -> Tensor | None:

@@ -30,6 +30,11 @@ class StackConfig(Config):
     """Keep only the layers' inputs in training and compute the rest again: less memory, a third more time."""
     subsampling: SubsamplingConfig = SubsamplingConfig()
 
+    @property
+    def pooling(self) -> int:
+        """By how much the frames are pooled inside the stack."""
+        return int(2 ** len(self.pool_after))
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_heads(self.dim, self.heads)

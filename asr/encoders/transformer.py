@@ -76,7 +76,7 @@ class TransformerEncoder(Encoder):
             2 ** sum(number > after for after in config.pool_after) for number in range(1, config.layers + 1)
         ]
         self.entrance = Entrance(config.subsampling, input_dim, config.dim)
-        self.subsampling = self.entrance.factor * 2 ** len(config.pool_after)
+        self.subsampling = self.entrance.factor * config.pooling
         self.lookahead_frames = self.entrance.factor * config.right * sum(rates)
         self.layers = nn.ModuleList(BandLayer(config) for _ in range(config.layers))
         begin_small(self.layers)
