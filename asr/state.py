@@ -79,6 +79,11 @@ def bytes_per_stream(state: object) -> int:
     return sum(leaf.element_size() * leaf[0].numel() for leaf in leaves(state))
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Of weights of `dtype`, that of a state which adds up over many frames: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _map(function: Callable[..., Tensor], *states: Any) -> Any:
     first = states[0]
     if isinstance(first, Tensor):

@@ -107,10 +107,13 @@ class RecurrentEncoder(Encoder):
         """See Encoder.forward."""
         x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
         x = self.dropout(x)
+        lengths: Tensor | None = x_lengths
+        if state is not None and bool((x_lengths == x.shape[1]).all()):
+            lengths = None  # nothing to be careful of: asked here once, and not in every op of every layer
         new = []
         for number, layer in enumerate(self.layers):
             before = None if state is None else state.layers[number]
-            x, after = run(layer, x, x_lengths, before, again=self.config.checkpointing)
+            x, after = run(layer, x, lengths, before, again=self.config.checkpointing)
             new.append(after)
         y = self.norm(x)
         if state is None:
@@ -142,15 +145,19 @@ class RecurrentLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, lengths: Tensor, state: LayerState | None
+        self, x: Tensor, lengths: Tensor | None, state: LayerState | None
     ) -> tuple[Tensor, LayerState | None]:
-        """Whole signals (B, T, dim) with `state` None, else the next piece of every stream."""
+        """Whole signals (B, T, dim) with `state` None, else the next piece of every stream.
+
+        lengths: (B,) frames that are there; None, of a piece, all.
+        """
         before = self.initial_state(len(x), x.device, self.norm.weight.dtype) if state is None else state
         # Behind the end of a whole signal nothing is asked for, and what is heard there cannot reach back.
         there = None if state is None else lengths
         heard = self.norm(x)
         y, mixer = self.mixer(heard, there, before.mixer)
         if self.back is not None:
+            assert lengths is not None
             y = y + self._backwards(self.back, heard, lengths)
         x = x + self.dropout(y)
         convolution = None

@@ -160,5 +160,10 @@ def angles(position: Tensor, width: int) -> Tensor:
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x (B, T, heads, d) turned by the last T positions of the table, `Positions.rotation`."""
     cos, sin = (table[len(table) - x.shape[1] :, None] for table in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return turned(x, cos, sin)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, dim: int = -1) -> Tensor:
+    """x with the two halves of `dim`, real and imaginary parts, turned by the angles of `cos` and `sin`."""
+    a, b = x.chunk(2, dim=dim)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=dim)

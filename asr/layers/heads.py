@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.state import wide
+
 
 def head_width(width: int, heads: int, *, even: bool = False) -> int:
     """`width` / `heads`; raises ValueError naming what would do if that is no whole (`even`) number."""
@@ -41,11 +43,6 @@ def head_width(width: int, heads: int, *, even: bool = False) -> int:
 def by_head(x: Tensor, heads: int) -> Tensor:
     """(..., heads, width) of (..., heads * width)."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What is added up over many frames, and what decides how much is forgotten, is at least float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def initial_matrix(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asr.state import wide
 from asr_kernels import Cell, CellState, recurrence
 
 
@@ -59,8 +60,7 @@ class RecurrentCell(nn.Module):
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> CellState:
         """State of `batch` streams that have heard nothing; float32 at least."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return self.cell.initial_state(batch, self.heads, self.width, device=device, dtype=wide)
+        return self.cell.initial_state(batch, self.heads, self.width, device=device, dtype=wide(dtype))
 
 
 def check_heads(width: int, heads: int) -> None:

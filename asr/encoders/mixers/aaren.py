@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.lengths import padding_mask
+from asr.state import wide
 from asr_kernels import linear_scan
 
 
@@ -67,9 +68,8 @@ class Aaren(Mixer):
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See Mixer.initial_state."""
-        wide = torch.promote_types(dtype, torch.float32)
-        sums = torch.zeros(batch, self.heads, self.width + 1, device=device, dtype=wide)
-        return sums, torch.full((batch, self.heads), _lowest(wide), device=device, dtype=wide)
+        sums = torch.zeros(batch, self.heads, self.width + 1, device=device, dtype=wide(dtype))
+        return sums, torch.full((batch, self.heads), _lowest(wide(dtype)), device=device, dtype=wide(dtype))
 
 
 def _lowest(dtype: torch.dtype) -> float:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
-from asr_kernels import linear_scan
+from asr.layers.complex_scan import complex_scan
+from asr.state import wide
 
 RING = 0.9, 0.999
 
@@ -59,16 +60,14 @@ class GateLoop(Mixer):
         query, key, value, gate = self.project(x).chunk(4, dim=-1)
         fading, angle = self.transition(x).to(state.dtype).chunk(2, dim=-1)
         driven = key.to(state.dtype) * value
-        start = torch.complex(*state.chunk(2, dim=-1))
         a, b = torch.polar(torch.sigmoid(fading), angle), torch.complex(driven, torch.zeros_like(driven))
-        h, last = linear_scan(a, b, start, lengths=lengths)
+        h, state = complex_scan(a, b, state, lengths)
         y = self.norm((query * h.real).to(x.dtype))
-        return MixerOutput(self.out(functional.silu(gate) * y), torch.cat((last.real, last.imag), dim=-1))
+        return MixerOutput(self.out(functional.silu(gate) * y), state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return torch.zeros(batch, 2 * self.width, device=device, dtype=wide)
+        return torch.zeros(batch, 2 * self.width, device=device, dtype=wide(dtype))
 
 
 CONFIG = GateLoopConfig

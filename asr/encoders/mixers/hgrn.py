@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.layers.complex_scan import as_pairs, complex_scan
+from asr.state import wide
 from asr_kernels import linear_scan
 
 
@@ -68,19 +70,14 @@ class Hgrn(Mixer):
             turning = torch.complex(decay * theta.cos(), decay * theta.sin())
             real, imaginary = candidate.chunk(2, dim=-1)
             driven = torch.complex(share * real, share * imaginary)
-            start = torch.complex(*state.chunk(2, dim=-1))
-            turned, last = linear_scan(turning, driven, start, lengths=lengths)
-            h, state = (
-                torch.cat((turned.real, turned.imag), dim=-1),
-                torch.cat((last.real, last.imag), dim=-1),
-            )
+            turned, state = complex_scan(turning, driven, state, lengths)
+            h = as_pairs(turned)
         y = torch.sigmoid(self.gate(x)) * self.norm(h.to(x.dtype))
         return MixerOutput(self.out(y), state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return torch.zeros(batch, self.numbers, device=device, dtype=wide)
+        return torch.zeros(batch, self.numbers, device=device, dtype=wide(dtype))
 
     def _gates(self, forget: Tensor) -> tuple[Tensor, Tensor]:
         """lambda and 1 - lambda; the difference itself would lose the digits of a lambda near one."""

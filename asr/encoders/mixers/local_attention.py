@@ -25,6 +25,7 @@ from torch.nn import functional
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.attention import check_heads, positions, rotated
 from asr.layers.window import gather_from
+from asr.state import wide
 
 State = tuple[Tensor, Tensor, Tensor]
 
@@ -95,7 +96,7 @@ class LocalAttention(Mixer):
         """(B, T, dim) of T queries, from window + T keys, of the first `window` the last `there` (B,)."""
         B, T, heads, width = q.shape
         # Half precision would round the angles of far positions, and with them the distances.
-        like = q.new_empty((), dtype=torch.promote_types(q.dtype, torch.float32))
+        like = q.new_empty((), dtype=wide(q.dtype))
         rotation = positions("rotary", heads * width, heads, self.window, T, like).rotation
         assert rotation is not None
         q, k = rotated(q, rotation).to(v.dtype), rotated(k, rotation).to(v.dtype)

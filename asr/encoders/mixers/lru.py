@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
-from asr_kernels import linear_scan
+from asr.layers.complex_scan import as_pairs, complex_scan
+from asr.state import wide
 
 
 class LruConfig(MixerConfig):
@@ -61,21 +62,19 @@ class Lru(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: Tensor) -> MixerOutput:
         """See Mixer.forward; the state is h (B, 2 * width), the real parts first."""
-        wide = state.dtype
-        decay = torch.exp(-self.nu.to(wide).exp())
+        dtype = state.dtype
+        decay = torch.exp(-self.nu.to(dtype).exp())
         gamma = (1.0 - decay.square()).clamp(min=1e-12).sqrt()
-        real, imaginary = self.input(x).to(wide).unflatten(-1, (2, self.width)).unbind(-2)
+        real, imaginary = self.input(x).to(dtype).unflatten(-1, (2, self.width)).unbind(-2)
         driven = torch.complex(real * gamma, imaginary * gamma)
-        start = torch.complex(*state.chunk(2, dim=-1))
-        h, last = linear_scan(torch.polar(decay, self.theta.to(wide).exp()), driven, start, lengths=lengths)
-        read = self.read(torch.cat((h.real, h.imag), dim=-1).to(x.dtype)) + self.skip * x
+        h, state = complex_scan(torch.polar(decay, self.theta.to(dtype).exp()), driven, state, lengths)
+        read = self.read(as_pairs(h).to(x.dtype)) + self.skip * x
         y = self.out(functional.silu(self.gate(x)) * read)
-        return MixerOutput(y, torch.cat((last.real, last.imag), dim=-1))
+        return MixerOutput(y, state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return torch.zeros(batch, 2 * self.width, device=device, dtype=wide)
+        return torch.zeros(batch, 2 * self.width, device=device, dtype=wide(dtype))
 
 
 CONFIG = LruConfig

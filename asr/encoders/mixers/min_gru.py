@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.state import wide
 from asr_kernels import linear_scan
 
 
@@ -49,7 +50,7 @@ class MinGru(Mixer):
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
-        return torch.zeros(batch, self.width, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        return torch.zeros(batch, self.width, device=device, dtype=wide(dtype))
 
 
 CONFIG = MinGruConfig

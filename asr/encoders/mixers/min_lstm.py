@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.state import wide
 from asr_kernels import linear_scan
 
 
@@ -53,7 +54,7 @@ class MinLstm(Mixer):
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""
         # Beside bfloat16's 1, a gate of 0.001 is nothing.
-        return torch.zeros(batch, self.width, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        return torch.zeros(batch, self.width, device=device, dtype=wide(dtype))
 
 
 CONFIG = MinLstmConfig

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
-from asr.layers.attention import angles
+from asr.layers.attention import angles, turned
 from asr.layers.heads import HeadNorm, by_head, head_width, initial_matrix
 from asr_kernels import gated_linear_attention
 
@@ -77,11 +77,11 @@ class Retention(Mixer):
         q, k, v, gate = self.project(x).split(self.widths, dim=-1)
         q, k, v = (by_head(part, self.heads) for part in (q, k, v))
         angle = self._angles(torch.arange(1, T + 1, device=x.device))[:, None]
-        q, k = (_turned(part.to(state.dtype), angle, dim=-1) for part in (q, k * self.keys**-0.5))
+        q, k = (_by_angle(part.to(state.dtype), angle, dim=-1) for part in (q, k * self.keys**-0.5))
         decay = self.log_decay.to(state.dtype).expand(B, T, -1)
         o, state = gated_linear_attention(q, k, v, decay, state, lengths=lengths)
         heard = torch.full((B,), T, device=x.device) if lengths is None else lengths
-        state = _turned(state, self._angles(-heard)[:, None, :, None], dim=-2)
+        state = _by_angle(state, self._angles(-heard)[:, None, :, None], dim=-2)
         return MixerOutput(self.out(functional.silu(gate) * self.norm(o)), state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -93,11 +93,8 @@ class Retention(Mixer):
         return angles(frames, self.keys // 2)
 
 
-def _turned(x: Tensor, angle: Tensor, dim: int) -> Tensor:
-    """x with the two halves of `dim`, real and imaginary parts, turned by `angle`."""
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=dim)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=dim)
+def _by_angle(x: Tensor, angle: Tensor, dim: int) -> Tensor:
+    return turned(x, angle.cos().to(x.dtype), angle.sin().to(x.dtype), dim)
 
 
 CONFIG = RetentionConfig

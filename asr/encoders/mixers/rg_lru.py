@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.convolution import CausalDepthwise
+from asr.state import wide
 from asr_kernels import linear_scan
 
 SHARPNESS = 8.0  # c
@@ -66,12 +67,11 @@ class RgLru(Mixer):
         scale = torch.expm1(2.0 * log_a).neg().clamp(min=1e-6).sqrt()
         h, last = linear_scan(log_a.exp(), scale * admitted * u, before, lengths=lengths)
         y = self.out(functional.gelu(beside) * h.to(x.dtype))
-        return MixerOutput(y, (after.to(heard.dtype), last))
+        return MixerOutput(y, (after, last))
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See Mixer.initial_state."""
-        wide = torch.promote_types(dtype, torch.float32)
-        h = torch.zeros(batch, self.width, device=device, dtype=wide)
+        h = torch.zeros(batch, self.width, device=device, dtype=wide(dtype))
         return self.convolution.initial_state(batch, device, dtype), h
 
 

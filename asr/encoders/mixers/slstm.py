@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.convolution import CausalDepthwise
+from asr.layers.heads import HeadNorm, by_head
 from asr.layers.recurrence import RecurrentCell, check_heads
 from asr_kernels import Cell, CellState
 
@@ -55,7 +56,7 @@ class Slstm(Mixer):
         self.cell = RecurrentCell(cell, heads, width)
         self.gates = nn.Linear(dim, 2 * heads * width)  # i and f
         self.values = nn.Linear(dim, 2 * heads * width)  # z and o
-        self.norm = nn.GroupNorm(heads, heads * width)
+        self.norm = HeadNorm(heads, width, centred=True)
         self.out = nn.Linear(heads * width, dim)
         with torch.no_grad():
             self.gates.bias.view(heads, 2, width)[:, 1] = torch.linspace(3.0, 6.0, width)
@@ -67,8 +68,7 @@ class Slstm(Mixer):
         shape = *x.shape[:2], self.cell.heads, 2 * self.cell.width
         preactivations = torch.cat([part.view(shape) for part in parts], dim=-1).flatten(2)
         h, cell = self.cell(preactivations, lengths, state[1])
-        y = self.norm(h.flatten(0, 1)).view_as(h) if h.numel() else h
-        return MixerOutput(self.out(y), (convolution, cell))
+        return MixerOutput(self.out(self.norm(by_head(h, self.cell.heads))), (convolution, cell))
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, CellState]:
         """See Mixer.initial_state."""
