@@ -10,6 +10,7 @@ train   isolated digits; training joins them into strings as it goes
 dev     strings of 1 to 7 digits of one speaker, made from indices 5 to 7 of the training side
 test    strings of indices 0 to 4 (`--split official`), or of all recordings of --test-speakers
         (`--split speakers`, which then are in neither train nor dev)
+long    the recordings of test in strings of 70 digits or more, ten times the longest of training
 
 In `--repeats` random arrangements every dev and test recording is used exactly once each. Strings are
 16-bit files under OUT_DIR/strings with low noise in the gaps; each cut's alignment `word` says where in
@@ -41,8 +42,9 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 NAME = re.compile(r"([0-9])_([^_]+)_([0-9]+)\.wav")
 TEST_INDICES = range(5)
 DEV_INDICES = range(5, 8)
-PARTS = ("train", "dev", "test")
+PARTS = ("train", "dev", "test", "long")
 LONGEST_STRING = 7
+LONG_STRING = 10 * LONGEST_STRING
 GAP_S = (0.05, 0.4)
 EDGE_S = (0.0, 0.3)
 GAP_LEVEL_DB = (-80.0, -50.0)
@@ -123,6 +125,20 @@ def arrange(digits: Sequence[Digit], rng: np.random.Generator) -> list[list[Digi
     return strings
 
 
+def arrange_long(digits: Sequence[Digit], repeats: int, rng: np.random.Generator) -> list[list[Digit]]:
+    """Strings of LONG_STRING digits or more of one speaker that use every recording `repeats` times.
+
+    A speaker with fewer recordings than that has them all in one string.
+    """
+    strings = []
+    for speaker in sorted({d.speaker for d in digits}):
+        own = [d for d in digits if d.speaker == speaker]
+        order = np.concatenate([rng.permutation(len(own)) for _ in range(repeats)])
+        pieces = np.array_split(order, max(1, len(order) // LONG_STRING))
+        strings += [[own[i] for i in piece] for piece in pieces]
+    return strings
+
+
 def string_cut(string: Sequence[Digit], cut_id: str, path: Path, rng: np.random.Generator):
     """Write a string of digits as one 16-bit file and return its cut, with the place of every word."""
     recordings = [soundfile.read(digit.path, dtype="float32") for digit in string]
@@ -163,7 +179,10 @@ def string_cut(string: Sequence[Digit], cut_id: str, path: Path, rng: np.random.
 def string_cuts(digits: Sequence[Digit], part: str, out_dir: Path, repeats: int, seed: int) -> list:
     """Strings of a part of the corpus, `repeats` arrangements of all its recordings."""
     rng = np.random.default_rng([seed, PARTS.index(part)])
-    strings = [string for _ in range(repeats) for string in arrange(digits, rng)]
+    if part == "long":
+        strings = arrange_long(digits, repeats, rng)
+    else:
+        strings = [string for _ in range(repeats) for string in arrange(digits, rng)]
     folder = out_dir / "strings" / part
     folder.mkdir(parents=True, exist_ok=True)
     cuts, counts = [], {}
@@ -228,6 +247,7 @@ def prepare(
         "train": [isolated_cut(digit) for digit in parts.train],
         "dev": string_cuts(parts.dev, "dev", out_dir, repeats, seed),
         "test": string_cuts(parts.test, "test", out_dir, repeats, seed),
+        "long": string_cuts(parts.test, "long", out_dir, repeats, seed),
     }
     for part, part_cuts in cuts.items():
         write_cuts(part_cuts, out_dir / f"{part}.jsonl.gz")
