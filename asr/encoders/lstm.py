@@ -4,12 +4,18 @@ Each layer computes x + dropout(norm(LSTM(x))), after Graves (2012) and the deep
 (2014); the residual path and the layer norm let eight layers train from scratch without pre-training.
 The lookahead (asr/layers/entrance.py) is the only future that the unidirectional encoder sees. The
 bidirectional encoder sees everything and cannot stream.
+
+Two more ways to train a deep stack are those of Zeyer et al. 2017, "A comprehensive study of deep
+bidirectional LSTM RNNs for acoustic modeling in speech recognition": layer by layer, `layer_steps`, and in
+pieces, `piece` (asr/layers/pieces.py). Departure: a layer that joins begins with a gain of 0 in its norm and
+so leaves the network what it was, where theirs takes the place of the output layer.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -19,7 +25,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
+from asr.errors import ConfigError
 from asr.layers.entrance import Entrance, EntranceState
+from asr.layers.pieces import cut, together
 from asr.layers.subsampling import SubsamplingConfig
 from asr.lengths import reverse_frames
 
@@ -37,9 +45,28 @@ class LstmEncoderConfig(Config):
     """Encoder frames of future context, through a convolution before the LSTM stack."""
     dropout: float = Field(0.1, ge=0, lt=1)
     subsampling: SubsamplingConfig = SubsamplingConfig()
+    layer_steps: int = Field(0, ge=0)
+    """Optimiser steps between a layer's joining the training and the next one's; 0 trains all at once."""
+    piece: int = Field(0, ge=0)
+    """Encoder frames of the pieces of an utterance that training hears, each alone; 0 leaves it whole."""
+    piece_context: int = Field(0, ge=0)
+    """Frames on either side that a piece hears besides."""
 
     @model_validator(mode="after")
-    def _one_kind_of_future(self) -> LstmEncoderConfig:
+    def _used(self) -> Self:
+        if self.piece and not self.bidirectional:
+            raise ValueError(
+                "piece is for bidirectional encoders; what a unidirectional one carries on is its purpose: "
+                "set piece to 0"
+            )
+        if self.piece_context and not self.piece:
+            raise ValueError("piece_context needs pieces: set piece to the frames of one")
+        if self.layer_steps and self.layers == 1:
+            raise ValueError("layer_steps needs layers to add: set layers above 1, or layer_steps to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_future(self) -> Self:
         if self.bidirectional and self.lookahead:
             raise ValueError(
                 "lookahead is for streaming encoders; a bidirectional one sees all: set lookahead to 0"
@@ -63,7 +90,7 @@ class LstmEncoder(Encoder):
 
     def __init__(self, config: LstmEncoderConfig, input_dim: int, frame_shift_s: float) -> None:
         super().__init__()
-        self.streaming = not config.bidirectional
+        self.config, self.streaming = config, not config.bidirectional
         self.input_dim = input_dim
         self.subsampling = config.subsampling.factor
         self.frame_shift_s = frame_shift_s
@@ -77,6 +104,11 @@ class LstmEncoder(Encoder):
         # gather they train 1.6 times faster on a CPU (24 utterances of up to 68 frames, one thread).
         self.reversed_lstms = _lstms(width, config.hidden, config.layers if config.bidirectional else 0)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.layers))
+        self.depth = config.layers
+        if config.layer_steps:
+            for norm in self.norms[1:]:
+                assert isinstance(norm, nn.LayerNorm)
+                nn.init.zeros_(norm.weight)
         self.dropout = nn.Dropout(config.dropout)
 
     @property
@@ -84,21 +116,36 @@ class LstmEncoder(Encoder):
         """See Encoder.why_not_streaming."""
         return "it is bidirectional and needs the whole utterance"
 
+    def at_step(self, step: int | None) -> Self:
+        """See Encoder.at_step: of the layers, those that have joined."""
+        if step is None or not self.config.layer_steps:
+            return self
+        view = copy.copy(self)
+        view.depth = min(1 + step // self.config.layer_steps, self.config.layers)
+        return view
+
+    def check_steps(self, steps: int) -> None:
+        """See Encoder.check_steps: all layers have to join before the end."""
+        last = (self.config.layers - 1) * self.config.layer_steps
+        if last and last >= steps:
+            raise ConfigError(
+                f"with layer_steps {self.config.layer_steps} the last of {self.config.layers} layers joins "
+                f"at step {last} and the training has {steps}: set network.encoder.layer_steps, "
+                f"{steps // (2 * self.config.layers)} would do"
+            )
+
     def encode(self, x: Tensor, x_lengths: Tensor, state: LstmEncoderState | None) -> EncoderOutput:
         """See Encoder.forward."""
         x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
         x = self.dropout(x)
+        if state is None:
+            return EncoderOutput(self._whole(x, x_lengths), x_lengths, None)
         hidden, cell = [], []
         for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
-            if state is None:
-                y = self._whole(i, x, x_lengths)
-            else:
-                y, h, c = _chunk(lstm, x, x_lengths, state.hidden[:, i], state.cell[:, i])
-                hidden.append(h)
-                cell.append(c)
+            y, h, c = _chunk(lstm, x, x_lengths, state.hidden[:, i], state.cell[:, i])
+            hidden.append(h)
+            cell.append(c)
             x = x + self.dropout(norm(y))
-        if state is None:
-            return EncoderOutput(x, x_lengths, None)
         assert entrance is not None
         new = LstmEncoderState(entrance, torch.stack(hidden, 1), torch.stack(cell, 1))
         return EncoderOutput(x, x_lengths, new)
@@ -108,7 +155,19 @@ class LstmEncoder(Encoder):
         zeros = torch.zeros(batch, len(self.lstms), self.hidden, device=device, dtype=dtype)
         return LstmEncoderState(self.entrance.initial_state(batch, device, dtype), zeros, zeros)
 
-    def _whole(self, layer: int, x: Tensor, x_lengths: Tensor) -> Tensor:
+    def _whole(self, x: Tensor, x_lengths: Tensor) -> Tensor:
+        """The layers over whole signals, which training may cut into pieces."""
+        if not (self.training and self.config.piece):
+            return self._stack(x, x_lengths)
+        pieces = cut(x, x_lengths, self.config.piece, self.config.piece_context)
+        return together(self._stack(pieces.frames, pieces.lengths), pieces.own, *x.shape[:2])
+
+    def _stack(self, x: Tensor, x_lengths: Tensor) -> Tensor:
+        for number, norm in enumerate(self.norms[: self.depth]):
+            x = x + self.dropout(norm(self._layer(number, x, x_lengths)))
+        return x
+
+    def _layer(self, layer: int, x: Tensor, x_lengths: Tensor) -> Tensor:
         """One layer over whole signals; padding stands behind them, where it cannot reach back."""
         y: Tensor = self.lstms[layer](x)[0]
         if self.streaming:

@@ -246,7 +246,7 @@ def test_bidirectional_layer_equals_torch() -> None:
         for name, weight in lstm.named_parameters():
             getattr(oracle, name + suffix).copy_(weight)
     x, lengths = torch.randn(3, 9, 16), torch.tensor([9, 1, 6])
-    y = encoder._whole(0, x, lengths)
+    y = encoder._layer(0, x, lengths)
     for b, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(y[b, :length], oracle(x[b : b + 1, :length])[0][0])
 
