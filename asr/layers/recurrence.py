@@ -6,13 +6,13 @@ usual dense recurrence), which divides the recurrent weights by the number of he
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asr.state import wide
-from asr_kernels import Cell, CellState, recurrence
+from asr_kernels import Cell, CellState, recurrence, recurrent_layer
 
 
 class CellOutput(NamedTuple):
@@ -46,17 +46,20 @@ class RecurrentCell(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: CellState) -> CellOutput:
         """The next piece of every stream; see asr_kernels.recurrence."""
-        found = recurrence(
-            self.cell,
-            x.view(*x.shape[:2], self.heads, len(self.cell.gates), self.width),
-            self.weight,
-            self.bias,
-            state,
-            peepholes=self.peepholes,
-            gate_weight=self.gate_weight,
-            lengths=lengths,
-        )
+        projected = x.view(*x.shape[:2], self.heads, len(self.cell.gates), self.width)
+        found = recurrence(self.cell, projected, self.weight, self.bias, state, **self._options(lengths))
         return CellOutput(found.y.flatten(2), found.state)
+
+    def behind(
+        self, projection: nn.Linear, x: Tensor, lengths: Tensor | None, state: CellState
+    ) -> CellOutput:
+        """The same of preactivations projection(x), which together may be faster."""
+        parameters = projection.weight, projection.bias, self.weight, self.bias
+        found = recurrent_layer(self.cell, x, *parameters, state, **self._options(lengths))
+        return CellOutput(found.y.flatten(2), found.state)
+
+    def _options(self, lengths: Tensor | None) -> dict[str, Any]:
+        return {"peepholes": self.peepholes, "gate_weight": self.gate_weight, "lengths": lengths}
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> CellState:
         """State of `batch` streams that have heard nothing; float32 at least."""

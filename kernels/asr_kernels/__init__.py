@@ -14,7 +14,15 @@ from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
 from asr_kernels.fused import fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
-from asr_kernels.lstm import Cell, CellState, NewtonRecurrence, Recurrence, newton_rnn, recurrence
+from asr_kernels.lstm import (
+    Cell,
+    CellState,
+    NewtonRecurrence,
+    Recurrence,
+    newton_rnn,
+    recurrence,
+    recurrent_layer,
+)
 from asr_kernels.pruned import (
     SimpleLoss,
     fused_pruned_rnnt_loss,
@@ -53,6 +61,7 @@ __all__ = [
     "pruned_rnnt_loss",
     "pruning_bounds",
     "recurrence",
+    "recurrent_layer",
     "rnnt_loss",
     "simple_rnnt_loss",
     "tdt",

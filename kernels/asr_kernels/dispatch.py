@@ -59,6 +59,11 @@ def choose(backend: str | None, scored: torch.Tensor, *, others: tuple[str, ...]
     return chosen
 
 
+def forced() -> bool:
+    """Whether a `use_backend` block decides."""
+    return _forced.get() is not None
+
+
 def interpreted() -> bool:
     """Whether Triton runs its kernels in Python."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -3,8 +3,8 @@
     python tools/bench/lstm.py                    # 1 thread, 8 streams of 300 frames, 256 units
     python tools/bench/lstm.py --shape 1,300,256 --repeats 51
 
-Both start from the layer's input: ours is the projection by torch.nn.functional.linear and then the
-recurrence. With 4 heads of 64 units the peer is one torch.nn module per head, as no peer has several. Outputs
+All start from the layer's input: `recurrence` behind a projection by torch.nn.functional.linear, and
+`recurrent_layer`, which may leave a cell to the library that the module runs in. With 4 heads of 64 units the peer is one torch.nn module per head, as no peer has several. Outputs
 and gradients must first agree with the module's in float64, or nothing is printed (to 1e-4 of the largest).
 `newton_rnn`, for diagonal weights, stands beside the sequential loop over the same cell, `recurrence` with a
 head per unit. The contestants take turns; times are medians and include the allocation of the gradients;
@@ -23,7 +23,7 @@ import torch
 from measure import extra_memory, in_turn, turns
 from torch import Tensor, nn
 
-from asr_kernels import Cell, newton_rnn, recurrence
+from asr_kernels import Cell, newton_rnn, recurrence, recurrent_layer
 
 Layer = Callable[[Tensor], Tensor]
 MODULES = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -34,9 +34,8 @@ def peer(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return torch.cat([module(x)[0] for module in modules], dim=-1)
 
 
-def ours(cell: Cell, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The same with the weights of all heads together."""
-    B, T, _ = x.shape
+def ours(cell: Cell, modules: Sequence[nn.Module], free: bool, x: Tensor) -> Tensor:
+    """The same with the weights of all heads together; `free` to choose a library."""
     H, G, D = len(modules), len(cell.gates), modules[0].hidden_size
     one = modules[0]
     if H == 1:
@@ -47,9 +46,11 @@ def ours(cell: Cell, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         shift = torch.cat([m.bias_ih_l0 for m in modules])
         weight = torch.stack([m.weight_hh_l0 for m in modules])
         bias = torch.stack([m.bias_hh_l0 for m in modules])
-    projected = nn.functional.linear(x, projection, shift).view(B, T, H, G, D)
-    weight = weight.view(H, G, D, D).permute(0, 3, 1, 2)
-    return recurrence(cell, projected, weight, bias.view(H, G, D)).y.flatten(2)
+    weight, bias = weight.view(H, G, D, D).permute(0, 3, 1, 2), bias.view(H, G, D)
+    if free:
+        return recurrent_layer(cell, x, projection, shift, weight, bias).y.flatten(2)
+    projected = nn.functional.linear(x, projection, shift).view(*x.shape[:2], H, G, D)
+    return recurrence(cell, projected, weight, bias).y.flatten(2)
 
 
 def outcome(layer: Layer, x: Tensor, parameters: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
@@ -78,7 +79,8 @@ def compare(kind: str, B: int, T: int, units: int, heads: int, repeats: int) -> 
     parameters = list(modules.parameters())
     cell = Cell("lstm" if kind == "lstm" else "gru")
     layers: dict[str, Layer] = {
-        "asr_kernels": partial(ours, cell, modules),
+        "recurrence": partial(ours, cell, modules, False),
+        "recurrent_layer": partial(ours, cell, modules, True),
         MODULES[kind].__name__: partial(peer, modules),
     }
     exact, weights = deepcopy(modules).double(), torch.randn(B, T, units)
@@ -95,7 +97,7 @@ def compare(kind: str, B: int, T: int, units: int, heads: int, repeats: int) -> 
     for name, time, alone, step in zip(layers, times, forward, steps, strict=True):
         memory = extra_memory(step, inputs)
         print(
-            f"  {name:12}{1e3 * time:8.1f} ms, ours is {times[0] / time:.2f}x that;  forward alone "
+            f"  {name:16}{1e3 * time:8.1f} ms, recurrence is {times[0] / time:.2f}x that;  forward alone "
             f"{1e3 * alone:7.1f} ms, {forward[0] / alone:.2f}x;  extra memory {memory / 1e6:6.1f} MB",
             flush=True,
         )

@@ -74,7 +74,7 @@ class CellMixer(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: CellState) -> MixerOutput:
         """See Mixer.forward."""
-        h, state = self.cell(self.project(x), lengths, state)
+        h, state = self.cell.behind(self.project, x, lengths, state)
         return MixerOutput(self.out(h), state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> CellState:

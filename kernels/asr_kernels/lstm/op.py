@@ -95,7 +95,7 @@ def recurrence(
 
 def _choose(cell: Cell, x: Tensor, weight: Tensor, backend: str | None) -> Backend:
     chosen = dispatch.choose(backend, x)
-    if chosen != "triton" or _on_chip(cell, x, weight):
+    if chosen != "triton" or on_chip(cell, x, weight):
         return chosen
     if backend == "triton":
         raise ValueError(
@@ -106,7 +106,7 @@ def _choose(cell: Cell, x: Tensor, weight: Tensor, backend: str | None) -> Backe
     return "cpu"
 
 
-def _on_chip(cell: Cell, x: Tensor, weight: Tensor) -> bool:
+def on_chip(cell: Cell, x: Tensor, weight: Tensor) -> bool:
     """Whether gpu.py takes it: a head's matrices, padded to a power of two, in shared memory."""
     if cell.gate_recurrence or torch.float64 in (x.dtype, weight.dtype):
         return False
