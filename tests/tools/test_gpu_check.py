@@ -22,8 +22,12 @@ def test_the_benchmarks_run_without_a_gpu(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     ran = gpu_check("--smoke", "--only", "benchmarks", "--output", str(table))
     assert ran.returncode == 0, ran.stderr
-    rows = [line.split(" | ") for line in ran.stdout.splitlines() if line.startswith("| 2, 12")]
-    assert {"fused: fused, skipping", "pruned: pruned", "ctc: torch ctc_loss"} <= {row[1] for row in rows}
+    rows = [line.split(" | ") for line in ran.stdout.splitlines() if line.startswith("| B, T")]
+    # A package that need not be there.
+    rows = [row for row in rows if "flash-linear-attention" not in row[1]]
+    expected = {"fused: fused, skipping", "pruned: pruned", "ctc: torch ctc_loss", "scan: linear_scan"}
+    expected |= {"decay per head: matrix products", "delta rule: delta_rule", "lstm, several heads: torch.nn"}
+    assert expected <= {row[1] for row in rows}
     assert all(float(row[2]) > 0 for row in rows), ran.stdout
     assert "commit" in table.read_text()
     assert all(" | ".join(row) in table.read_text() for row in rows)

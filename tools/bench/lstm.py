@@ -4,11 +4,12 @@
     python tools/bench/lstm.py --shape 1,300,256 --repeats 51
 
 All start from the layer's input: `recurrence` behind a projection by torch.nn.functional.linear, and
-`recurrent_layer`, which may leave a cell to the library that the module runs in. With 4 heads of 64 units the peer is one torch.nn module per head, as no peer has several. Outputs
-and gradients must first agree with the module's in float64, or nothing is printed (to 1e-4 of the largest).
-`newton_rnn`, for diagonal weights, stands beside the sequential loop over the same cell, `recurrence` with a
-head per unit. The contestants take turns; times are medians and include the allocation of the gradients;
-memory is the peak resident size of one call above the size before it.
+`recurrent_layer`, which may leave a cell to the library that the module runs in. With 4 heads of 64 units the
+peer is one torch.nn module per head, as no peer has several. Outputs and gradients must first agree with the
+module's in float64, or nothing is printed (to 1e-4 of the largest). `newton_rnn`, for diagonal weights,
+stands beside the sequential loop over the same cell, `recurrence` with a head per unit. The contestants take
+turns; times are medians and include the allocation of the gradients; memory is the peak resident size of one
+call above the size before it.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python tools/gpu_check --smoke         # everything on tiny shapes, without a GPU too: does it run?
     TRITON_INTERPRET=1 python tools/gpu_check --smoke      # likewise, by the Triton kernels
 
-Needs torch, triton (which needs a C compiler), numpy and pytest; torchaudio joins where it is installed.
-Prints rows as they come; what there was no time for is named at the end. With --output also writes the table
-as Markdown. Fails if a kernel of ours is wrong or breaks down; peers may. tools/bench/gpu.py tells what is
-measured and how.
+Needs torch, triton (which needs a C compiler), numpy and pytest; torchaudio and flash-linear-attention join
+where they are installed. Prints rows as they come; what there was no time for is named at the end. With
+--output also writes the table as Markdown. Fails if a kernel of ours is wrong or breaks down; peers may.
+tools/bench/gpu_losses.py and gpu_sequences.py tell what is measured, gpu.py how.
 """
 
 from __future__ import annotations
@@ -26,21 +26,33 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tools" / "bench")]
 
 import gpu  # noqa: E402
+import gpu_losses  # noqa: E402
+import gpu_sequences  # noqa: E402
 import torch  # noqa: E402
 
 from asr_kernels import use_backend  # noqa: E402
 from asr_kernels.dispatch import interpreted  # noqa: E402
 
 INTERPRETED = interpreted()
-HEADER = ("B, T, U, V, D", "what", "ms", "x floor", "MB", "gradient off by", "")
+GROUPS = gpu_losses.GROUPS | gpu_sequences.GROUPS
+HEADER = ("shape", "what", "ms", "x floor", "MB", "gradient off by", "")
 # (group, ours, peer, how many times as fast ours should be)
 GOALS = (
     ("fused", "fused, dense", "joiner + torchaudio", 5.0),
     ("fused", "fused, dense", "tiled", 1.4),
     ("fused", "fused, skipping", "tiled", 3.0),
+    ("decay per channel", "gated_linear_attention", "flash-linear-attention", 1.0),
+    ("decay per head", "gated_linear_attention", "flash-linear-attention", 1.0),
+    ("lstm", "recurrent_layer", "torch.nn", 1.0),
+    ("lstm, several heads", "recurrent_layer", "torch.nn", 2.0),
 )
 # (group, ours, how many times its floor it may take at the most)
-FLOORS = (("fused", "fused, dense", 2.5), ("fused", "fused, skipping", 2.5), ("pruned", "pruned", 2.0))
+FLOORS = (
+    ("fused", "fused, dense", 2.5),
+    ("fused", "fused, skipping", 2.5),
+    ("pruned", "pruned", 2.0),
+    ("scan", "linear_scan", 1.25),
+)
 MEMORY_SHARE = 1 / 20
 
 
@@ -133,9 +145,11 @@ class Table:
 def benchmarks(table: Table, end: float, smoke: bool) -> bool:
     """Rows of the table in Markdown, then what became of the goals. Whether ours all were right."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bench, found, missed, right = gpu.Bench(device, budget_s=0.3 if smoke else 1.0), {}, [], True
+    bench, found, missed, right = gpu.Bench(GROUPS, device, budget_s=0.3 if smoke else 1.0), {}, [], True
     table.add(row_of(HEADER), row_of("---" for _ in HEADER))
-    for row in gpu.rows(smoke):
+    for row in (*gpu_losses.rows(smoke), *gpu_sequences.rows(smoke)):
+        group = GROUPS[row.group]
+        ours = group.contestants[row.name].ours
         if time.monotonic() > end:
             missed.append(f"{row.name} {row.shape}")
             continue
@@ -143,12 +157,13 @@ def benchmarks(table: Table, end: float, smoke: bool) -> bool:
             found[row] = result = bench.run(row)
             cells = cells_of(result)
         except torch.cuda.OutOfMemoryError:
-            right &= not row.ours
+            right &= not ours
             cells = ["", "", "", "", "out of memory"]
         except Exception as error:  # whatever a compiler, a driver or a peer comes up with: the rest goes on
-            right &= not row.ours
+            right &= not ours
             cells = ["", "", "", "", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"]
-        table.add(row_of([", ".join(map(str, row.shape)), f"{row.group}: {row.name}", *cells]))
+        shape = f"{group.dimensions} = {', '.join(map(str, row.shape))}"
+        table.add(row_of([shape, f"{row.group}: {row.name}", *cells]))
     goals = () if smoke else verdicts(found)
     table.add("", *goals, *(f"no time for: {what}" for what in missed))
     return right
@@ -171,30 +186,18 @@ def cells_of(result: gpu.Result) -> list[str]:
 
 def verdicts(found: dict[gpu.Row, gpu.Result]) -> Iterator[str]:
     """The goals of the kernels on a GPU, each with what was measured."""
-    shapes = dict.fromkeys(row.shape for row in found)
-    for shape in shapes:
-        what = ", ".join(map(str, shape))
+    for row, one in found.items():
+        what = f"{row.group}, {', '.join(map(str, row.shape))}: {row.name}"
         for group, ours, peer, times in GOALS:
-            one, other = (found.get(gpu.Row(group, shape, name)) for name in (ours, peer))
-            if one and other:
-                yield verdict(
-                    f"{what}: {ours} against {peer}", other.seconds / one.seconds, times, at_least=True
-                )
+            other = found.get(row._replace(name=peer))
+            if (group, ours) == (row.group, row.name) and other:
+                yield verdict(f"{what} against {peer}", other.seconds / one.seconds, times, at_least=True)
         for group, ours, most in FLOORS:
-            one = found.get(gpu.Row(group, shape, ours))
-            if one and one.floor:
-                yield verdict(
-                    f"{what}: {ours} against its floor", one.seconds / one.floor, most, at_least=False
-                )
-        dense = found.get(gpu.Row("fused", shape, "fused, dense"))
-        if dense and dense.memory is not None:
-            logits = 2 * gpu.nodes(shape) * shape[3]
-            yield verdict(
-                f"{what}: memory of the fused loss / logits",
-                dense.memory / logits,
-                MEMORY_SHARE,
-                at_least=False,
-            )
+            if (group, ours) == (row.group, row.name) and one.floor:
+                yield verdict(f"{what} against its floor", one.seconds / one.floor, most, at_least=False)
+        if row.name == "fused, dense" and one.memory is not None:
+            share = one.memory / (2 * gpu_losses.nodes(row.shape) * row.shape[3])
+            yield verdict(f"{what}, memory / logits", share, MEMORY_SHARE, at_least=False)
 
 
 def verdict(what: str, found: float, goal: float, *, at_least: bool) -> str:
