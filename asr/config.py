@@ -27,9 +27,9 @@ MAX_YAML_BYTES = 1_000_000
 
 
 class Config(BaseModel):
-    """Base of all configurations: immutable, unknown keys refused."""
+    """Base of all configurations: immutable; unknown keys, and numbers that are none, refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

@@ -65,6 +65,9 @@ class RecurrentEncoderConfig(Config):
             raise ValueError(
                 f"expected a layer for each of {1 + len(self.others)} mixers, found {self.layers}: set layers"
             )
+        with torch.device("meta"):  # where a mixer is only its shapes
+            for mixer in (self.mixer, *self.others):
+                mixer.build(self.dim)
         return self
 
 

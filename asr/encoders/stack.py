@@ -1,4 +1,4 @@
-"""What all encoders that attend have in common: sizes, and how a layer is run in training."""
+"""What encoders that attend have in common, their sizes, and how a layer of any stack is run in training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from asr.config import Config
-from asr.layers.attention import PositionKind, check_heads
+from asr.layers.attention import PositionKind
+from asr.layers.heads import head_width
 from asr.layers.subsampling import SubsamplingConfig
 
 
@@ -37,7 +38,7 @@ class StackConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        check_heads(self.dim, self.heads)
+        head_width(self.dim, self.heads, even=True)
         pools = self.pool_after
         if len(set(pools)) < len(pools) or not all(1 <= layer < self.layers for layer in pools):
             raise ValueError(

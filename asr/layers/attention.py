@@ -56,12 +56,6 @@ class Positions(NamedTuple):
     """(L + 2 T - 1, dim): sinusoids of the distances L + T - 1 .. 1 - T."""
 
 
-def check_heads(dim: int, heads: int) -> None:
-    """Raise ValueError if `dim` cannot be divided among the heads."""
-    if dim % heads or (dim // heads) % 2:
-        raise ValueError(f"dim {dim} is not an even multiple of heads {heads}: set dim or heads")
-
-
 def positions(kind: PositionKind, dim: int, heads: int, cached: int, frames: int, like: Tensor) -> Positions:
     """The tables for `frames` queries behind `cached` keys, in the dtype and on the device of `like`."""
     if kind == "rotary":

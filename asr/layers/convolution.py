@@ -128,7 +128,8 @@ class CausalDepthwise(nn.Module):
         Returns as many frames and the new state, (B, size - 1, dim).
         """
         frames, kept = torch.cat((state.to(x.dtype), x), dim=1), self.size - 1
-        end = frames[:, x.shape[1] :] if lengths is None else gather_from(frames, lengths, kept)
+        # A copy: a view would keep all of the piece.
+        end = frames[:, x.shape[1] :].clone() if lengths is None else gather_from(frames, lengths, kept)
         end = end.to(state.dtype)
         if x.shape[1] == 0:
             return x, end

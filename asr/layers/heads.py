@@ -40,6 +40,17 @@ def head_width(width: int, heads: int, *, even: bool = False) -> int:
     raise ValueError(f"expected heads of {kind} within {width} channels, found {heads} heads: {remedy}")
 
 
+def state_width(dim: int, expansion: float) -> int:
+    """`expansion` times `dim`, rounded; raises ValueError if that leaves nothing."""
+    width = round(expansion * dim)
+    if width < 1:
+        raise ValueError(
+            f"expected a state of 1 channel at least, found {expansion:g} times {dim}: set expansion to "
+            f"{1 / dim:.2g} or more"
+        )
+    return width
+
+
 def by_head(x: Tensor, heads: int) -> Tensor:
     """(..., heads, width) of (..., heads * width)."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)

@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asr.config import Config
-from asr.layers.attention import AttentionState, PositionKind, SelfAttention, check_heads, positions
+from asr.layers.attention import AttentionState, PositionKind, SelfAttention, positions
 from asr.layers.feedforward import FeedForward
+from asr.layers.heads import head_width
 from asr.layers.residual import begin_small
 from asr.predictors.base import Predictor, PredictorOutput
 
@@ -37,7 +38,7 @@ class TransformerPredictorConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        check_heads(self.dim, self.heads)
+        head_width(self.dim, self.heads, even=True)
         return self
 
 

@@ -2,7 +2,8 @@
 # Digit strings: prepare, train, decode, measure live, transcribe one recording live.
 # egs/digits/run.sh [--data-dir DIR] [--split official|speakers] [--recipe NAME]
 #                   [--exp DIR] [--epochs N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
-# NAME is a function of lstm.py (streaming, bidirectional, ctc) or of attention.py (conformer, transformer, funnel, ...)
+# NAME is a function of lstm.py (streaming, bidirectional, ctc), of attention.py (conformer, transformer, funnel, ...)
+# or of recurrent.py (recurrent)
 set -euo pipefail
 stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs="" set=""
 while (($#)); do
@@ -16,7 +17,7 @@ data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 live() { run "$1" && [[ $recipe != bidirectional && $recipe != funnel* ]]; }
 
-file=$(grep -l "^def $recipe()" "$here"/{lstm,attention}.py) || { echo "run.sh: no recipe $recipe in lstm.py or attention.py" >&2; exit 2; }
+file=$(grep -l "^def $recipe()" "$here"/{lstm,attention,recurrent}.py) || { echo "run.sh: no recipe $recipe in $here" >&2; exit 2; }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"} --split "$split"; fi
 if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile

@@ -46,12 +46,14 @@ def test_lru() -> None:
     mixer = mixer_config("lru")().build(DIM)
     decay = torch.exp(torch.complex(-mixer.nu.exp(), mixer.theta.exp()))
     assert bool((decay.abs() < 0.9991).all() & (decay.abs() > 0.8999).all())
+    torch.testing.assert_close(mixer.log_gamma.exp(), (1 - decay.abs().square()).sqrt())
+    mixer.log_gamma += 0.3 * torch.randn(DIM)
     B = torch.complex(*mixer.input.weight.chunk(2))
     C = torch.complex(mixer.read.weight[:, :DIM], -mixer.read.weight[:, DIM:])
 
     def step(x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
         h = decay * (torch.zeros(DIM, dtype=torch.complex64) if h is None else h)
-        h = h + (1 - decay.abs().square()).sqrt() * (B @ x.to(torch.complex64))
+        h = h + mixer.log_gamma.exp() * (B @ x.to(torch.complex64))
         y = (C @ h).real + mixer.skip * x
         return mixer.out(torch.nn.functional.silu(mixer.gate(x)) * y), h
 
@@ -244,22 +246,25 @@ def test_lstm_and_gru_are_those_of_torch(kind: str) -> None:
     torch.testing.assert_close(mixer(x, None, begun(mixer, 2)).y, mixer.out(oracle(x)[0]))
 
 
+@pytest.mark.parametrize(("heads", "exponential"), [(1, False), (2, False), (1, True)])
 @torch.no_grad()
-def test_slstm() -> None:
-    """Without the stabiliser, which changes nothing but what can be represented; one head."""
-    mixer = mixer_config("slstm")(heads=1, kernel=2).build(DIM)
-    weight, taps = mixer.cell.weight[0], mixer.convolution.convolution
+def test_slstm(heads: int, exponential: bool) -> None:
+    """Without the stabiliser, which changes nothing but what can be represented."""
+    mixer = mixer_config("slstm")(heads=heads, kernel=2, exponential_forget=exponential).build(DIM)
+    taps, width = mixer.convolution.convolution, DIM // heads
+    blocks = [torch.block_diag(*mixer.cell.weight[:, :, gate]) for gate in range(4)]
+    forget = torch.exp if exponential else torch.sigmoid
 
     def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
         before, h, c, n = (torch.zeros(DIM),) * 4 if state is None else state
         u = torch.nn.functional.silu(taps.weight[:, 0, 0] * before + taps.weight[:, 0, 1] * x + taps.bias)
-        i, f = mixer.gates(u).chunk(2)
-        z, o = mixer.values(x).chunk(2)
-        i, f, z, o = (part + h @ weight[:, gate] for gate, part in enumerate((i, f, z, o)))
-        c = torch.sigmoid(f) * c + i.exp() * z.tanh()
-        n = torch.sigmoid(f) * n + i.exp()
+        i, f = mixer.gates(u).view(heads, 2, width).unbind(1)
+        z, o = mixer.values(x).view(heads, 2, width).unbind(1)
+        i, f, z, o = (part.flatten() + h @ blocks[gate] for gate, part in enumerate((i, f, z, o)))
+        c = forget(f) * c + i.exp() * z.tanh()
+        n = forget(f) * n + i.exp()
         h = torch.sigmoid(o) * c / n
-        return mixer.out(mixer.norm(h[None])), (x, h, c, n)
+        return mixer.out(mixer.norm(h.view(heads, width))), (x, h, c, n)
 
     x = torch.randn(20, DIM)
     torch.testing.assert_close(

@@ -44,6 +44,8 @@ MIXERS: dict[str, dict[str, Any]] = {
     "lstm-coupled": {"kind": "lstm", "coupled": True},
     "lstm-gate-recurrence": {"kind": "lstm", "gate_recurrence": True},
     "lstm-no-gates": {"kind": "lstm", "input_gate": False, "output_gate": False},
+    "lstm-no-forgetting": {"kind": "lstm", "forget_gate": False},
+    "lstm-no-activations": {"kind": "lstm", "input_activation": False, "output_activation": False},
     "gru": {"kind": "gru"},
     "gru-heads": {"kind": "gru", "heads": 4},
     "slstm": {"kind": "slstm"},
@@ -88,7 +90,7 @@ def test_pieces_give_the_whole(mixer: Mixer, seed: int) -> None:
     x = torch.randn(3, 40, DIM, generator=torch.Generator().manual_seed(seed))
     whole = mixer(x, None, begun(mixer, 3)).y
     state, at, parts = begun(mixer, 3), [0, 0, 0], [[], [], []]
-    sizes = {states.bytes_per_stream(state)}
+    size = states.bytes_per_stream(state)
     while at != lengths:
         fed = [
             min(rng.choice([0, 1, 2, 9]), length - start) for start, length in zip(at, lengths, strict=True)
@@ -98,13 +100,28 @@ def test_pieces_give_the_whole(mixer: Mixer, seed: int) -> None:
             piece[row, :count] = x[row, start : start + count]
         y, state = mixer(piece, torch.tensor(fed), state)
         assert y.shape == piece.shape
-        sizes.add(states.bytes_per_stream(state))
+        assert states.bytes_per_stream(state) == size
+        assert sum(leaf.untyped_storage().nbytes() for leaf in states.leaves(state)) == 3 * size
         for row, count in enumerate(fed):
             parts[row].append(y[row, :count])
             at[row] += count
     for row, length in enumerate(lengths):
         torch.testing.assert_close(torch.cat(parts[row]), whole[row, :length], rtol=1e-4, atol=1e-5)
-    assert len(sizes) == 1
+
+
+@torch.no_grad()
+def test_a_whole_piece_leaves_no_more_behind(mixer: Mixer) -> None:
+    """Nor is the piece kept by a view of its end."""
+    _, state = mixer(torch.randn(2, 50, DIM), None, begun(mixer, 2))
+    held = sum(leaf.untyped_storage().nbytes() for leaf in states.leaves(state))
+    assert held == 2 * states.bytes_per_stream(begun(mixer, 2))
+
+
+@torch.no_grad()
+def test_what_lies_beyond_the_lengths_does_no_harm(mixer: Mixer) -> None:
+    """The next layer multiplies it, if only by nothing: it has to be finite."""
+    lengths = torch.tensor([9, 0, 4])
+    assert bool(mixer(torch.randn(3, 9, DIM), lengths, begun(mixer, 3)).y.isfinite().all())
 
 
 def test_gradients_reach_every_parameter(mixer: Mixer) -> None:
@@ -113,6 +130,8 @@ def test_gradients_reach_every_parameter(mixer: Mixer) -> None:
     for name, parameter in mixer.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().sum()) > 0, name
+        if name.endswith(("bias", "peepholes")):
+            assert parameter.dim() == 1, f"{name} would be decayed"
     assert bool((x.grad.abs().sum(dim=(0, 2)) > 0).all())
 
 
@@ -146,13 +165,49 @@ def test_hours_of_audio_do_not_drift(mixer: Mixer) -> None:
     assert all(bool(leaf.isfinite().all()) for leaf in states.leaves(state))
 
 
-# -- The encoder around them -------------------------------------------------------------------------------
+@torch.no_grad()
+def test_a_min_gru_that_remembers_long_does_so_in_half_precision() -> None:
+    mixer = mixer_config("min_gru")().build(DIM)
+    mixer.project.weight[:DIM] = 0
+    mixer.project.bias[:DIM] = -7.0
+    x = torch.randn(1, 10_000, DIM)
+    _, exact = mixer(x, None, begun(mixer, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, near = mixer(x, None, begun(mixer, 1))
+    torch.testing.assert_close(near, exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("exponential", [False, True])
+@torch.no_grad()
+def test_an_slstm_hears_on(exponential: bool) -> None:
+    """A state that keeps more than all of itself would be what the first frames made of it."""
+    mixer = mixer_config("slstm")(exponential_forget=exponential).build(DIM)
+    x = torch.randn(1, 2000, DIM)
+    other = torch.cat((x[:, :-20], torch.randn(1, 20, DIM)), dim=1)
+    states = [mixer(signal, None, begun(mixer, 1)).state[1] for signal in (x, other)]
+    content = [state.c / state.n for state in states]
+    assert float((content[0] - content[1]).abs().max()) > 0.1 * float(content[0].abs().max())
 
 
 @torch.no_grad()
-def test_bidirectional_hears_both_sides_and_refuses_to_stream() -> None:
+def test_an_rg_lru_whose_gates_are_shut_hears_nothing() -> None:
+    mixer = mixer_config("rg_lru")().build(DIM)
+    mixer.gates.weight.zero_()
+    mixer.gates.bias.fill_(-20.0)
+    mixer.gates.bias[mixer.width :] = 20.0
+    _, (_, h) = mixer(torch.randn(1, 5000, DIM), None, begun(mixer, 1))
+    assert float(h.abs().max()) < 0.01
+
+
+# -- The encoder around them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", mixers())
+@torch.no_grad()
+def test_bidirectional_hears_both_sides_and_refuses_to_stream(kind: str) -> None:
     torch.manual_seed(0)
-    encoder = build_encoder(RecurrentEncoderConfig(dim=16, layers=2, bidirectional=True), 6, 0.01).eval()
+    config = RecurrentEncoderConfig(mixer={"kind": kind}, dim=16, layers=2, bidirectional=True)
+    encoder = build_encoder(config, 6, 0.01).eval()
     x = torch.randn(2, 40, 6)
     y = encoder(x, torch.tensor([40, 20])).y
     changed = x.clone()
@@ -173,11 +228,13 @@ def test_layers_take_mixers_in_turn() -> None:
     assert RecurrentEncoderConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize("kind", mixers())
+def test_checkpointing_changes_no_gradient(kind: str) -> None:
     x, lengths, found = torch.randn(2, 40, 6), torch.tensor([40, 25]), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        config = RecurrentEncoderConfig(dim=16, layers=2, kernel=3, checkpointing=checkpointing, dropout=0.2)
+        options = {"dim": 16, "layers": 2, "kernel": 3, "dropout": 0.2, "checkpointing": checkpointing}
+        config = RecurrentEncoderConfig(mixer={"kind": kind}, **options)
         encoder = build_encoder(config, 6, 0.01).train()
         torch.manual_seed(1)
         encoder(x, lengths).y[:, :6].square().sum().backward()
@@ -209,6 +266,12 @@ def test_configurations_travel_as_plain_values() -> None:
             "coupled=True needs the input gate",
         ),
         ("encoder.mixer.speed=1", "speed: Extra inputs are not permitted"),
+        ("encoder.mixer={kind: hgrn2, heads: 7}", "found 7 heads: set heads to 4 or 8"),
+        ("encoder.mixer={kind: gru, heads: 7}", "found 7 heads: set heads to 4 or 8"),
+        ("encoder.others=[{kind: retention, heads: 256}]", "found 256 heads: set heads to 128"),
+        ("encoder.mixer={kind: lstm, expansion: 0.001}", r"expected a state of 1 channel .* 0\.0039 or more"),
+        ("encoder.mixer={kind: lru, expansion: 0.001}", r"expected a state of 1 channel .* 0\.0039 or more"),
+        ("encoder.mixer={kind: mamba2, dt_max: .inf}", "dt_max: Input should be a finite number"),
     ],
 )
 def test_refused_settings(assignment: str, message: str) -> None:
@@ -227,12 +290,6 @@ def test_settings_that_do_not_go_together() -> None:
         RecurrentEncoderConfig(layers=2, others=({"kind": "lru"}, {"kind": "min_gru"}))
     with pytest.raises(ValueError, match="expected heads a multiple of key_heads, found 4 and 3"):
         mixer_config("local_attention")(key_heads=3)
-    with pytest.raises(ValueError, match="dim 16 is not an even multiple of heads 16"):
-        mixer_config("local_attention")(heads=16).build(DIM)
-    with pytest.raises(ValueError, match="dim 16 is not a multiple of heads 5"):
-        mixer_config("aaren")(heads=5).build(DIM)
-    with pytest.raises(ValueError, match="a state of 16 is not a multiple of heads 5: 4 would do"):
-        mixer_config("gru")(heads=5).build(16)
     with pytest.raises(ValueError, match=r"expected shortest <= longest, found 64 and 2: swap them"):
         mixer_config("retention")(shortest=64, longest=2)
     with pytest.raises(ValueError, match=r"expected dt_min <= dt_max, found 1 and 0\.1: swap them"):
@@ -259,6 +316,9 @@ def test_settings_that_do_not_go_together() -> None:
             {"expansion": 0.01},
             "within 0 channels, found 8 heads: make the width a multiple of 8$",
         ),
+        ("local_attention", 16, {"heads": 16}, "an even width within 16 channels, found 16 heads: set heads"),
+        ("aaren", 16, {"heads": 5}, "within 16 channels, found 5 heads: set heads to 4 or 8$"),
+        ("gru", 16, {"heads": 5}, "within 16 channels, found 5 heads: set heads to 4 or 8$"),
         ("retention", 16, {"expansion": 0.6}, "within 10 channels, found 4 heads: set heads to 2 or 5$"),
     ],
 )

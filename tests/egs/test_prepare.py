@@ -96,6 +96,23 @@ def test_every_word_is_where_the_alignment_says(tmp_path: Path, digits, recordin
     assert set(used.values()) == {2}
 
 
+def test_long_strings_have_all_recordings_of_test_again(
+    tmp_path: Path, digits, recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digits, "LONG_STRING", 20)  # a speaker of this corpus has 15 recordings
+    cuts = digits.prepare(tmp_path, recordings, repeats=4)
+    words = [
+        Counter((cut_speaker(cut), word) for cut in cuts[part] for word in cut_text(cut).split())
+        for part in ("test", "long")
+    ]
+    assert words[0] == words[1]
+    assert [len(cut_text(cut).split()) for cut in cuts["long"]] == [20] * 9
+    assert {len(set(cut_text(cut).split())) for cut in cuts["long"]} == {3}
+    monkeypatch.setattr(digits, "LONG_STRING", 1000)
+    whole = digits.prepare(tmp_path, recordings, repeats=1)["long"]
+    assert [len(cut_text(cut).split()) for cut in whole] == [15] * 3
+
+
 def test_preparing_again_gives_the_same_files(tmp_path: Path, digits, recordings: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from asr.config import load_config, load_recipe, save_config
+from asr.config import load_config, load_recipe, override, save_config
 from asr.features.fbank import Fbank
 from asr.model_directory import ModelConfig, build_network
 from asr.train.recipe import Recipe
 
 EGS = Path(__file__).parents[2] / "egs"
-RECIPES = [
-    f"{EGS / corpus / 'lstm.py'}:{name}"
-    for corpus in ("digits", "yesno")
-    for name in ("streaming", "bidirectional", "ctc")
-] + [
-    f"{EGS / 'digits' / 'attention.py'}:{name}"
-    for name in ("conformer", "transformer", "funnel", "funnel_ctc")
-]
+RECIPES = (
+    [
+        f"{EGS / corpus / 'lstm.py'}:{name}"
+        for corpus in ("digits", "yesno")
+        for name in ("streaming", "bidirectional", "ctc")
+    ]
+    + [
+        f"{EGS / 'digits' / 'attention.py'}:{name}"
+        for name in ("conformer", "transformer", "funnel", "funnel_ctc")
+    ]
+    + [f"{EGS / 'digits' / 'recurrent.py'}:{name}" for name in ("recurrent", "griffin")]
+)
 
 
 @pytest.mark.parametrize("reference", RECIPES)
@@ -48,3 +53,21 @@ def test_the_funnel_ends_at_320_ms() -> None:
     recipe = load_recipe(f"{EGS / 'digits' / 'attention.py'}:funnel", Recipe)
     network = build_network(ModelConfig(features=recipe.features, network=recipe.network, vocab_size=12))
     assert 1 / network.encoder.frame_rate == pytest.approx(0.32)
+
+
+def test_every_mixer_has_three_million_parameters() -> None:
+    """Those of mixers.sh, which has all there are."""
+    recipe = load_recipe(f"{EGS / 'digits' / 'recurrent.py'}:recurrent", Recipe)
+    script = (EGS / "digits" / "mixers.sh").read_text()
+    widths = re.findall(r"^ {2}\[(\w+)\]=(\d+)$", script, re.MULTILINE)
+    mixers = (EGS.parent / "asr" / "encoders" / "mixers").glob("[!_]*.py")
+    assert {name for name, _ in widths} == {path.stem for path in mixers} - {"base"}
+    settings = [
+        [f"network.encoder.mixer.kind={name}", f"network.encoder.dim={width}"] for name, width in widths
+    ]
+    recipes = {name: override(recipe, setting) for (name, _), setting in zip(widths, settings, strict=True)}
+    recipes["griffin"] = load_recipe(f"{EGS / 'digits' / 'recurrent.py'}:griffin", Recipe)
+    for name, config in recipes.items():
+        network = build_network(ModelConfig(features=config.features, network=config.network, vocab_size=17))
+        count = sum(parameter.numel() for parameter in network.parameters())
+        assert 2.85e6 < count < 3.1e6, f"{name}: {count}"

@@ -100,10 +100,9 @@ def make_attention(kind: str, shape: Shape, _: str, device: str) -> Attention:
     q, k, v, grad = (torch.randn(B, T, H, n) for n in (K, K, V, V))
     # As of trained gates: memories of a few to some hundred frames.
     decay = -torch.rand(B, T, H, K).square() if kind == "decay per channel" else -0.1 * torch.rand(B, T, H)
-    beta = None
-    if kind == "delta rule":
-        k, beta = nn.functional.normalize(k, dim=-1), torch.rand(B, T, H).to(device, dtype).requires_grad_()
-    q, k, v = ((x / K**0.25).to(device, dtype).requires_grad_() for x in (q, k, v))
+    beta = torch.rand(B, T, H).to(device, dtype).requires_grad_() if kind == "delta rule" else None
+    q, k = q / K**0.5, k if beta is None else nn.functional.normalize(k, dim=-1)
+    q, k, v = (x.to(device, dtype).requires_grad_() for x in (q, k, v))
     return Attention(q, k, v, decay.to(device).requires_grad_(), beta, grad.to(device, dtype))
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.layers.heads import head_width
 from asr.lengths import padding_mask
 from asr.state import wide
 from asr_kernels import linear_scan
@@ -33,17 +34,16 @@ class AarenConfig(MixerConfig):
 
     def build(self, dim: int) -> Aaren:
         """See MixerConfig.build."""
-        if dim % self.heads:
-            raise ValueError(f"dim {dim} is not a multiple of heads {self.heads}: set dim or mixer.heads")
-        return Aaren(dim, self.heads)
+        return Aaren(self.heads, head_width(dim, self.heads))
 
 
 class Aaren(Mixer):
     """See the module docstring."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.heads, self.width = heads, dim // heads
+        self.heads, self.width = heads, width
+        dim = heads * width
         self.score = nn.Linear(dim, heads, bias=False)  # a softmax would not notice a bias
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
@@ -64,7 +64,7 @@ class Aaren(Mixer):
         num, den = h[..., :-1], h[..., -1:]
         # 0 beyond the lengths. clamp(min=1) would have no gradient where den is one, as at the first frame.
         y = num / den.masked_fill(den == 0, 1.0)
-        return MixerOutput(self.out(y.flatten(2).to(x.dtype)), (sums, maxima[:, -1]))
+        return MixerOutput(self.out(y.flatten(2).to(x.dtype)), (sums, maxima[:, -1].clone()))
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See Mixer.initial_state."""

@@ -11,6 +11,7 @@ has but one; and the bias of W_a begins such that channels remember ten to a tho
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.complex_scan import complex_scan
+from asr.layers.heads import state_width
 from asr.state import wide
 
 RING = 0.9, 0.999
@@ -34,7 +36,7 @@ class GateLoopConfig(MixerConfig):
 
     def build(self, dim: int) -> GateLoop:
         """See MixerConfig.build."""
-        return GateLoop(dim, round(self.expansion * dim))
+        return GateLoop(dim, state_width(dim, self.expansion))
 
 
 class GateLoop(Mixer):
@@ -47,10 +49,7 @@ class GateLoop(Mixer):
         self.transition = nn.Linear(dim, 2 * width)  # W_a and W_b
         with torch.no_grad():
             fading, turning = self.transition.bias.chunk(2)
-            memory = torch.empty(width).uniform_(
-                *(torch.logit(torch.tensor(radius)).item() for radius in RING)
-            )
-            fading.copy_(memory)
+            fading.uniform_(*(math.log(radius / (1.0 - radius)) for radius in RING))
             turning.zero_()
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, dim)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from asr.encoders.mixers.base import MixerConfig
 from asr.encoders.mixers.lstm import CellMixer
-from asr.layers.recurrence import check_heads
+from asr.layers.heads import head_width, state_width
 from asr_kernels import Cell
 
 
@@ -29,9 +29,8 @@ class GruConfig(MixerConfig):
 
     def build(self, dim: int) -> CellMixer:
         """See MixerConfig.build."""
-        width = round(self.expansion * dim)
-        check_heads(width, self.heads)
-        return CellMixer(dim, Cell("gru"), self.heads, width // self.heads)
+        width = head_width(state_width(dim, self.expansion), self.heads)
+        return CellMixer(dim, Cell("gru"), self.heads, width)
 
 
 CONFIG = GruConfig

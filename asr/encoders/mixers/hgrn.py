@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.complex_scan import as_pairs, complex_scan
+from asr.layers.heads import state_width
 from asr.state import wide
 from asr_kernels import linear_scan
 
@@ -39,7 +40,7 @@ class HgrnConfig(MixerConfig):
 
     def build(self, dim: int) -> Hgrn:
         """See MixerConfig.build."""
-        return Hgrn(dim, round(self.expansion * dim), self.complex_valued, self.lower_bound)
+        return Hgrn(dim, state_width(dim, self.expansion), self.complex_valued, self.lower_bound)
 
 
 class Hgrn(Mixer):

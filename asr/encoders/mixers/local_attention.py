@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
-from asr.layers.attention import check_heads, positions, rotated
+from asr.layers.attention import positions, rotated
+from asr.layers.heads import head_width
 from asr.layers.window import gather_from
 from asr.state import wide
 
@@ -50,7 +51,7 @@ class LocalAttentionConfig(MixerConfig):
 
     def build(self, dim: int) -> LocalAttention:
         """See MixerConfig.build."""
-        check_heads(dim, self.heads)
+        head_width(dim, self.heads, even=True)
         return LocalAttention(dim, self.window, self.heads, self.key_heads)
 
 

@@ -1,12 +1,12 @@
 """LRU, the linear recurrent unit: a complex diagonal recurrence that does not change over time.
 
     h_t = lambda h_{t-1} + gamma B x_t      y_t = Re(C h_t) + D x_t
-    lambda = exp(-exp(nu) + i exp(theta))   gamma = sqrt(1 - |lambda|^2)
+    lambda = exp(-exp(nu) + i exp(theta))   gamma = exp(log_gamma)
 
 Orvieto et al. 2023, "Resurrecting recurrent neural networks for long sequences": stable because |lambda| < 1
-however nu is trained, rings of eigenvalues at the start between `smallest` and `largest`, and gamma keeps
-the states as large as the input. Departures: y is gated, out(silu(W_g x) * (Re(C h) + D x)), as the GLU
-behind the layer in the paper; float32 states in half precision too.
+however nu is trained, a ring of eigenvalues at the start between `smallest` and `largest`, and gamma, learnt
+from sqrt(1 - |lambda|^2) on, keeps the states as large as the input. Departure: y is gated,
+out(silu(W_g x) * (Re(C h) + D x)), for the GLU behind the layer in the paper.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.complex_scan import as_pairs, complex_scan
+from asr.layers.heads import state_width
 from asr.state import wide
 
 
@@ -30,9 +31,9 @@ class LruConfig(MixerConfig):
     kind: Literal["lru"] = "lru"
     expansion: float = Field(1.0, gt=0, le=8)
     """Width of the state (complex numbers), in multiples of the frames'."""
-    smallest: float = Field(0.9, ge=0, lt=1)
+    smallest: float = Field(0.9, gt=0, lt=1)
     """Least |lambda| at the start: 0.9 remembers ten frames."""
-    largest: float = Field(0.999, gt=0, lt=1)
+    largest: float = Field(0.999, gt=0, le=0.999999)
 
     @model_validator(mode="after")
     def _a_ring(self) -> Self:
@@ -42,7 +43,7 @@ class LruConfig(MixerConfig):
 
     def build(self, dim: int) -> Lru:
         """See MixerConfig.build."""
-        return Lru(dim, round(self.expansion * dim), self.smallest, self.largest)
+        return Lru(dim, state_width(dim, self.expansion), self.smallest, self.largest)
 
 
 class Lru(Mixer):
@@ -53,6 +54,7 @@ class Lru(Mixer):
         self.width = width
         radius = (smallest**2 + torch.rand(width) * (largest**2 - smallest**2)).sqrt()
         self.nu = nn.Parameter((-radius.log()).log())
+        self.log_gamma = nn.Parameter((1.0 - radius.square()).log() / 2)
         self.theta = nn.Parameter((2 * math.pi * (1e-3 + torch.rand(width)) / 1.001).log())
         self.input = nn.Linear(dim, 2 * width, bias=False)  # B, real and imaginary parts
         self.read = nn.Linear(2 * width, dim, bias=False)  # Re C and -Im C
@@ -64,7 +66,7 @@ class Lru(Mixer):
         """See Mixer.forward; the state is h (B, 2 * width), the real parts first."""
         dtype = state.dtype
         decay = torch.exp(-self.nu.to(dtype).exp())
-        gamma = (1.0 - decay.square()).clamp(min=1e-12).sqrt()
+        gamma = self.log_gamma.to(dtype).exp()
         real, imaginary = self.input(x).to(dtype).unflatten(-1, (2, self.width)).unbind(-2)
         driven = torch.complex(real * gamma, imaginary * gamma)
         h, state = complex_scan(torch.polar(decay, self.theta.to(dtype).exp()), driven, state, lengths)

@@ -5,8 +5,8 @@
 
 The options are those of the paper, each of which leaves out or changes one thing; its baseline has
 peepholes, this one has not, as torch.nn.LSTM. Departures: heads that do not see each other, if there are
-several; y is projected from h (Sak et al. 2014, without feeding the projection back). The forget gate begins
-open, with a bias of 1 (Jozefowicz et al. 2015).
+several; y is projected from h (Sak et al. 2014, without feeding the projection back). A forget gate of its
+own begins open, with a bias of 1 (Jozefowicz et al. 2015).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
-from asr.layers.recurrence import RecurrentCell, check_heads
+from asr.layers.heads import head_width, state_width
+from asr.layers.recurrence import RecurrentCell
 from asr_kernels import Cell, CellState
 
 
@@ -49,14 +50,13 @@ class LstmConfig(MixerConfig):
 
     @model_validator(mode="after")
     def _a_cell(self) -> Self:
-        assert self.cell
+        _ = self.cell  # raises
         return self
 
     def build(self, dim: int) -> CellMixer:
         """See MixerConfig.build."""
-        width = round(self.expansion * dim)
-        check_heads(width, self.heads)
-        return CellMixer(dim, self.cell, self.heads, width // self.heads)
+        width = head_width(state_width(dim, self.expansion), self.heads)
+        return CellMixer(dim, self.cell, self.heads, width)
 
 
 class CellMixer(Mixer):

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.layers.heads import state_width
 from asr.state import wide
 from asr_kernels import linear_scan
 
@@ -29,7 +30,7 @@ class MinGruConfig(MixerConfig):
 
     def build(self, dim: int) -> MinGru:
         """See MixerConfig.build."""
-        return MinGru(dim, round(self.expansion * dim))
+        return MinGru(dim, state_width(dim, self.expansion))
 
 
 class MinGru(Mixer):
@@ -43,10 +44,10 @@ class MinGru(Mixer):
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: Tensor) -> MixerOutput:
         """See Mixer.forward; the state is h (B, width)."""
-        gate, candidate = self.project(x).chunk(2, dim=-1)
-        update = torch.sigmoid(gate)
-        h, state = linear_scan(1.0 - update, update * candidate, state, lengths=lengths)
-        return MixerOutput(self.out(h), state)
+        # In half precision 1 - z would be one below z = 0.002, and what comes in would never be forgotten.
+        gate, candidate = self.project(x).to(state.dtype).chunk(2, dim=-1)
+        h, state = linear_scan(torch.sigmoid(-gate), torch.sigmoid(gate) * candidate, state, lengths=lengths)
+        return MixerOutput(self.out(h.to(x.dtype)), state)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See Mixer.initial_state."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
+from asr.layers.heads import state_width
 from asr.state import wide
 from asr_kernels import linear_scan
 
@@ -31,7 +32,7 @@ class MinLstmConfig(MixerConfig):
 
     def build(self, dim: int) -> MinLstm:
         """See MixerConfig.build."""
-        return MinLstm(dim, round(self.expansion * dim))
+        return MinLstm(dim, state_width(dim, self.expansion))
 
 
 class MinLstm(Mixer):

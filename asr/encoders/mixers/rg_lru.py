@@ -6,8 +6,9 @@
 De et al. 2024, "Griffin: Mixing gated linear recurrences with local attention". conv is causal, of every
 channel by itself; a = sigmoid(-Lambda), so log a_t = -c softplus(Lambda) r_t, c = 8, from which both a_t and
 1 - a_t^2 are computed, for differences of numbers near one have no digits left. a^c begins between 0.9 and
-0.999. Departures: W_r and W_i are full matrices, where the authors' large models have blocks on the diagonal.
-The attention of Griffin is a mixer of its own, local_attention.py.
+0.999. Departures: W_r and W_i are full matrices, where the authors' large models have blocks on the diagonal;
+below 1e-6, a memory of a million frames, 1 - a_t^2 counts a thousandfold in place of its root, whose slope
+has no bound. The attention of Griffin is a mixer of its own, local_attention.py.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.convolution import CausalDepthwise
+from asr.layers.heads import state_width
 from asr.state import wide
 from asr_kernels import linear_scan
 
 SHARPNESS = 8.0  # c
 RING = 0.9, 0.999
+LEAST = 1e-6
 
 
 class RgLruConfig(MixerConfig):
@@ -39,7 +42,7 @@ class RgLruConfig(MixerConfig):
 
     def build(self, dim: int) -> RgLru:
         """See MixerConfig.build."""
-        return RgLru(dim, round(self.expansion * dim), self.kernel)
+        return RgLru(dim, state_width(dim, self.expansion), self.kernel)
 
 
 class RgLru(Mixer):
@@ -63,8 +66,8 @@ class RgLru(Mixer):
         u, after = self.convolution(u, lengths, heard)
         recurrence, admitted = torch.sigmoid(self.gates(u).to(before.dtype)).chunk(2, dim=-1)
         log_a = -SHARPNESS * functional.softplus(self.decay.to(before.dtype)) * recurrence
-        # At zero the root has no slope; 1e-6 is a memory of a million frames.
-        scale = torch.expm1(2.0 * log_a).neg().clamp(min=1e-6).sqrt()
+        admits = torch.expm1(2.0 * log_a).neg()
+        scale = torch.where(admits > LEAST, admits.clamp(min=LEAST).sqrt(), admits / LEAST**0.5)
         h, last = linear_scan(log_a.exp(), scale * admitted * u, before, lengths=lengths)
         y = self.out(functional.gelu(beside) * h.to(x.dtype))
         return MixerOutput(y, (after, last))

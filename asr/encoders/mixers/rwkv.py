@@ -71,7 +71,7 @@ class Rwkv(Mixer):
         """See Mixer.forward; the state is the last frame (B, dim) and S (B, H, K, V)."""
         last, matrix = state
         frames = torch.cat((last[:, None].to(x.dtype), x), dim=1)
-        end = frames[:, -1] if lengths is None else gather_from(frames, lengths, 1)[:, 0]
+        end = frames[:, -1].clone() if lengths is None else gather_from(frames, lengths, 1)[:, 0]
         for_r, for_k, for_v, for_g, for_w = self._mixed(x, frames[:, :-1])
         parts = self.receptance(for_r), self.key(for_k), self.value(for_v), self._rate(for_w, matrix.dtype)
         r, k, v, rate = (by_head(part, self.heads) for part in parts)

@@ -5,9 +5,10 @@
     y_t = W_o norm(h_t)
 
 A running maximum keeps the exponentials within the numbers (asr_kernels/lstm). As in the paper's block: a
-causal convolution in front of the input and forget gates, and a norm per head behind the cell. The forget
-gates begin between sigmoid(3) and sigmoid(6), the longest memory last. Departure: the gated feed-forward
-network behind it is that of the recurrent layer.
+causal convolution in front of the input and forget gates, and a norm per head behind the cell. Of the state,
+frames keep between sigmoid(3) and sigmoid(6) at the start, the longest memory last. Departures: that start
+(the authors' code spreads it by a power law), and the gated feed-forward network, which is that of the
+recurrent layer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch.nn import functional
 
 from asr.encoders.mixers.base import Mixer, MixerConfig, MixerOutput
 from asr.layers.convolution import CausalDepthwise
-from asr.layers.heads import HeadNorm, by_head
-from asr.layers.recurrence import RecurrentCell, check_heads
+from asr.layers.heads import HeadNorm, by_head, head_width, state_width
+from asr.layers.recurrence import RecurrentCell
 from asr_kernels import Cell, CellState
 
 
@@ -41,10 +42,9 @@ class SlstmConfig(MixerConfig):
 
     def build(self, dim: int) -> Slstm:
         """See MixerConfig.build."""
-        width = round(self.expansion * dim)
-        check_heads(width, self.heads)
+        width = head_width(state_width(dim, self.expansion), self.heads)
         cell = Cell("slstm", exponential_forget=self.exponential_forget)
-        return Slstm(dim, cell, self.heads, width // self.heads, self.kernel)
+        return Slstm(dim, cell, self.heads, width, self.kernel)
 
 
 class Slstm(Mixer):
@@ -58,8 +58,11 @@ class Slstm(Mixer):
         self.values = nn.Linear(dim, 2 * heads * width)  # z and o
         self.norm = HeadNorm(heads, width, centred=True)
         self.out = nn.Linear(heads * width, dim)
+        keeps = torch.linspace(3.0, 6.0, width)
         with torch.no_grad():
-            self.gates.bias.view(heads, 2, width)[:, 1] = torch.linspace(3.0, 6.0, width)
+            # What the state keeps is the same, whatever the gate makes it of.
+            open_gates = functional.logsigmoid(keeps) if cell.exponential_forget else keeps
+            self.gates.bias.view(heads, 2, width)[:, 1] = open_gates
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: tuple[Tensor, CellState]) -> MixerOutput:
         """See Mixer.forward; the state is that of the convolution and that of the cell."""
