@@ -70,4 +70,4 @@ def test_every_mixer_has_three_million_parameters() -> None:
     for name, config in recipes.items():
         network = build_network(ModelConfig(features=config.features, network=config.network, vocab_size=17))
         count = sum(parameter.numel() for parameter in network.parameters())
-        assert 2.85e6 < count < 3.1e6, f"{name}: {count}"
+        assert 2.85e6 < count < 3.15e6, f"{name}: {count}"
