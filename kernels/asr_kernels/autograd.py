@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ class NoSecondDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         """Raises RuntimeError."""
         raise RuntimeError('this op differentiates twice only with backend="reference"')
+
+
+def once(grads: Iterable[Tensor | None], *sources: Tensor | None) -> list[Tensor | None]:
+    """The gradients, such that differentiating them again raises.
+
+    `sources` are all that they were made of, inputs too: where the incoming gradient is a constant, only
+    those remember.
+    """
+    if not torch.is_grad_enabled():
+        return list(grads)
+    present = [source for source in sources if source is not None]
+    return [None if grad is None else NoSecondDerivative.apply(grad, *present) for grad in grads]
 
 
 def weigh(gradient: Tensor, grad_losses: Tensor) -> Tensor:

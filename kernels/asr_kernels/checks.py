@@ -75,6 +75,7 @@ def problem(
 
 def floats(name: str, tensor: Tensor, dims: str, sizes: tuple[int | None, ...]) -> None:
     """Check a floating tensor: `dims` as the message shows them, `sizes` with None where any will do."""
+    tensors(**{name: tensor})
     if tensor.dtype not in FLOATS:
         raise ValueError(f"expected {name} of a floating dtype, found {tensor.dtype}")
     fits = tensor.ndim == len(sizes) and all(
@@ -82,6 +83,39 @@ def floats(name: str, tensor: Tensor, dims: str, sizes: tuple[int | None, ...]) 
     )
     if not fits:
         raise ValueError(f"expected {name} of shape {dims}, found {tuple(tensor.shape)}")
+
+
+def tensors(**given: Tensor | None) -> None:
+    """Check that they are tensors, or None."""
+    for name, tensor in given.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise ValueError(f"expected {name} as a tensor, found {type(tensor).__name__}")
+
+
+def same_device(name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Check that all are where the first is."""
+    for other, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"expected {other} on {first.device}, where {name} is, found {tensor.device}: move it"
+            )
+
+
+def valid_frames(frames: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, T) of x (B, T, ...) and `lengths` (B,), checked: which frames count; None if all do."""
+    if frames is None:
+        return None
+    B, T = x.shape[:2]
+    integers("lengths", frames, (B,))
+    if min(lengths("lengths", frames, T), default=T) == T:
+        return None
+    return torch.arange(T, device=x.device) < frames.to(x.device)[:, None]
+
+
+def flag(name: str, value: bool) -> None:
+    """Check a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"expected {name} True or False, found {value!r}")
 
 
 def integers(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -48,7 +48,7 @@ def choose(backend: str | None, scored: torch.Tensor, *, others: tuple[str, ...]
     `others` are what the op knows beside, for the message.
     """
     # The "cpu" path serves tensors on every device, and is the one that has all digits of float64.
-    fast = scored.is_cuda and scored.dtype != torch.float64 and _has_triton()
+    fast = scored.is_cuda and scored.dtype not in (torch.float64, torch.complex128) and _has_triton()
     chosen = _forced.get() if backend is None else _known(backend, others)
     chosen = chosen or ("triton" if fast else "cpu")
     if chosen == "triton" and not scored.is_cuda and not interpreted():
@@ -57,6 +57,21 @@ def choose(backend: str | None, scored: torch.Tensor, *, others: tuple[str, ...]
             "or set TRITON_INTERPRET=1 before Python starts to try the kernels without one"
         )
     return chosen
+
+
+def choose_narrow(backend: str | None, scored: torch.Tensor, wide: torch.dtype) -> Backend:
+    """`choose` for kernels that compute in float32, where `wide` is what the op promises to compute in.
+
+    Raises ValueError if `backend` asks for them and they would not keep the promise.
+    """
+    chosen = choose(backend, scored)
+    if chosen != "triton" or wide in (torch.float32, torch.complex64):
+        return chosen
+    if backend == "triton":
+        raise ValueError(
+            f'expected float32 or less for backend="triton", found {wide}: leave the choice to backend=None'
+        )
+    return "cpu"
 
 
 def forced() -> bool:
@@ -73,11 +88,13 @@ def entry_point(op: Callable[P, R]) -> Callable[P, R]:
     """The op as users call it.
 
     Without autocast, which would round what it computes, and with the GPU of its first tensor as the current
-    one: that is where Triton launches kernels (autograd sees to this in the backward pass).
+    one: that is where Triton launches kernels (autograd sees to this in the backward pass). Tensors that lie
+    in memory with the other sign (the imaginary part of a conjugate) are put right, for kernels read memory.
     """
 
     @functools.wraps(op)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        args, kwargs = tuple(map(_plain, args)), {name: _plain(x) for name, x in kwargs.items()}  # type: ignore[assignment]
         first = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
         if first is None:
             return op(*args, **kwargs)
@@ -86,6 +103,10 @@ def entry_point(op: Callable[P, R]) -> Callable[P, R]:
             return op(*args, **kwargs)
 
     return guarded
+
+
+def _plain(x: object) -> object:
+    return x.resolve_neg() if isinstance(x, torch.Tensor) else x
 
 
 def _has_triton() -> bool:

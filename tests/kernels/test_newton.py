@@ -156,14 +156,28 @@ def test_differentiates_once() -> None:
         grad.sum().backward()
 
 
+def test_a_stream_that_is_no_number_leaves_the_others_alone() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 50, 3, 2, generator=rng), torch.randn(3, 2, generator=rng)
+    x[0, 3] = torch.nan
+    found = newton_rnn(Cell("gru"), x, weight)
+    assert found.iterations > 2
+    assert found.residual != found.residual
+    torch.testing.assert_close(found.y[1], newton_rnn(Cell("gru"), x[1:], weight).y[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"max_iterations": 2.5}, "max_iterations an integer"),
         ({"cell": Cell("slstm")}, r"expected a cell of kind lstm, gru or elman .*found Cell\('slstm'\)"),
         ({"cell": Cell(gate_recurrence=True)}, "without gate_recurrence"),
         ({"weight": torch.zeros(3, 4)}, r"expected weight of shape \(4, 2\), found \(3, 4\)"),
         ({"x": torch.zeros(1, 3, 2, 2)}, r"expected x of shape \(B, T, 4, D\) for the gates i, f, z, o"),
-        ({"max_iterations": 0}, "expected tolerance > 0 and max_iterations >= 1, found None and 0"),
+        (
+            {"max_iterations": 0},
+            "max_iterations an integer from 1 on, found None and 0",
+        ),
         ({"tolerance": -1.0}, "expected tolerance > 0"),
         (
             {"state": CellState(torch.zeros(1, 1, 2), torch.zeros(1, 2))},

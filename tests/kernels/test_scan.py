@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -178,19 +179,33 @@ def test_a_state_of_nothing_in_logarithms() -> None:
     np.testing.assert_allclose(begun.flatten().numpy(), [-np.inf, 2.0, 2.0 + np.log(2)], rtol=1e-6)
 
 
-def test_autocast_rounds_nothing() -> None:
-    a, b, h0 = problem((2, 20, 4), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = linear_scan(a, b, h0)
-    assert torch.equal(inside.h, linear_scan(a, b, h0).h)
-
-
-def test_it_differentiates_once() -> None:
+@pytest.mark.parametrize("op", [linear_scan, log_linear_scan])
+@pytest.mark.parametrize("power", [1, 2])
+def test_it_differentiates_once(op: Callable[..., Any], power: int) -> None:
+    """Also where the gradient that comes in is a constant."""
     a, b, h0 = problem((1, 4, 2), torch.float64)
-    (grad,) = torch.autograd.grad(linear_scan(a, b, h0).h.square().sum(), a, create_graph=True)
+    (grad,) = torch.autograd.grad(op(a, b, h0).h.pow(power).sum(), a, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiates twice only"):
-        grad.sum().backward()
-    assert torch.autograd.gradgradcheck(lambda *x: linear_scan(*x, backend="reference"), [a, b, h0])
+        grad.square().sum().backward()
+    for start in ([a, b, h0], [a, b]):
+        assert torch.autograd.gradgradcheck(lambda *x: op(*x, backend="reference"), start)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_returned_is_not_what_was_given(backend: str) -> None:
+    nothing, h0 = torch.zeros(1, 0, 2), torch.zeros(1, 2)
+    linear_scan(nothing, nothing, h0, backend=backend).state.fill_(7)
+    assert not h0.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_state_is_as_wide_as_the_widest_input(backend: str) -> None:
+    a, b = torch.ones(1, 3, 2), torch.zeros(1, 3, 2)
+    fine = torch.full((1, 2), 1 + 1e-12, dtype=torch.float64)
+    found = linear_scan(a, b, fine, backend=backend)
+    assert found.h.dtype == torch.float32
+    assert torch.equal(found.state, fine)
+    assert linear_scan(a.bfloat16(), b.bfloat16(), backend=backend).state.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -204,6 +219,9 @@ def test_it_differentiates_once() -> None:
         ({"h0": torch.zeros(2, 4)}, r"expected h0 of shape \(2, 3\), found \(2, 4\)"),
         ({"lengths": torch.tensor([5, 6])}, r"expected lengths within \[0, 5\], found 6 for utterance 1"),
         ({"lengths": torch.tensor([5.0, 5.0])}, "expected lengths of dtype int32 or int64"),
+        ({"reverse": "no"}, "expected reverse True or False, found 'no'"),
+        ({"a": 0.5}, "expected a as a tensor, found float"),
+        ({"h0": torch.zeros(2, 3, device="meta")}, "expected h0 on cpu, where b is, found meta: move it"),
         ({"backend": "fast"}, "expected a backend among reference, cpu, triton, found 'fast'"),
     ],
 )

@@ -172,8 +172,7 @@ def test_no_kernel_is_missing(launches: list[tuple[Any, tuple[Any, ...], dict[st
         run()
     assert {kernel for kernel, _, _ in launches} == wanted
     package = Path(lattice_gpu.__file__).parents[1]
-    # The gpu.py of fused and lstm launch the kernels of the jit.py beside.
-    # the gpu.py of fused/ and attention/ launch the kernels of the jit.py beside them.
+    # The gpu.py of fused, lstm and attention launch the kernels of the jit.py beside.
     assert {path.parent for path in package.rglob("gpu.py")} == {Path(m.__file__).parent for m in MODULES}
 
 

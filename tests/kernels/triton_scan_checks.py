@@ -81,6 +81,19 @@ def test_any_strides_and_one_decay_per_channel(small: None) -> None:
     torch.testing.assert_close(plain, linear_scan(a.conj().clone(), b, h0, backend="cpu").h)
 
 
+def test_memory_with_the_other_sign(small: None) -> None:
+    """The imaginary part of a conjugate is that of the number itself, marked to be read with a minus."""
+    a, b, _ = (x.detach().to(DEVICE) for x in problem((2, 9, 4), torch.float32))
+    found = []
+    for backend in ("triton", "cpu"):
+        h = linear_scan(a, b.requires_grad_(), backend=backend).h
+        turned = torch.complex(torch.zeros_like(h), h).conj()
+        (grad,) = torch.autograd.grad((turned * (1 + 2j)).real.sum(), b)
+        again = linear_scan(a, torch.complex(b, b).detach().conj().imag, backend=backend).h
+        found.append((grad, again))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_logarithms_of_nothing(small: None) -> None:
     log_b = torch.full((1, 9, 2), -torch.inf, device=DEVICE)
     log_b[:, 6, 0] = 300.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from asr_kernels.attention import cpu, delta_cpu, reference
 from asr_kernels.attention.delta_cpu import Inputs
 from asr_kernels.attention.reference import Attended
-from asr_kernels.autograd import NoSecondDerivative
+from asr_kernels.autograd import once
 from asr_kernels.dispatch import Backend
 
 
@@ -71,7 +71,7 @@ class _Gated(torch.autograd.Function):
         saved = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(grad_y.device.type, enabled=False):
             grads = _kernels(ctx.backend).backward(*saved, grad_y, grad_state)
-        return *_once(grads, *saved[:4], grad_y, grad_state), None
+        return *once(grads, *saved[:5], grad_y, grad_state), None
 
 
 class _Delta(torch.autograd.Function):
@@ -88,14 +88,7 @@ class _Delta(torch.autograd.Function):
         *inputs, states = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(grad_y.device.type, enabled=False):
             grads, grad_state_in = delta_cpu.backward(Inputs(*inputs), states, grad_y, grad_state)
-        return tuple(_once((*grads, grad_state_in), *inputs, grad_y, grad_state))
-
-
-def _once(grads: tuple[Tensor | None, ...], *sources: Tensor) -> list[Tensor | None]:
-    """The gradients, such that differentiating them again raises."""
-    if not torch.is_grad_enabled():
-        return list(grads)
-    return [None if grad is None else NoSecondDerivative.apply(grad, *sources) for grad in grads]
+        return tuple(once((*grads, grad_state_in), *inputs, grad_y, grad_state))
 
 
 def _kernels(backend: Backend) -> Any:

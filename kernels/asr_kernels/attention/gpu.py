@@ -26,6 +26,7 @@ def forward(
     """The result, and the states (chunks, B H, K, V) before every chunk, which `backward` needs."""
     launch = _Launch(q, v, log_decay, bonus)
     q, k, v, log_decay = (x.contiguous() for x in (q, k, v, log_decay))
+    bonus = None if bonus is None else bonus.contiguous()
     states = launch.states()
     states[0] = state.flatten(0, 1)
     launch.pass_on(k, v, log_decay, states, back=False)
@@ -47,6 +48,7 @@ def backward(
     """Gradients from those at y and at the last state."""
     launch = _Launch(q, v, log_decay, bonus)
     q, k, v, log_decay, grad_y = (x.contiguous() for x in (q, k, v, log_decay, grad_y))
+    bonus = None if bonus is None else bonus.contiguous()
     behind = launch.states()
     behind[-1] = grad_state.flatten(0, 1)
     launch.pass_on(q, grad_y, log_decay, behind, back=True)

@@ -57,13 +57,13 @@ def gated_linear_attention(
         checks.floats("bonus", bonus, f"(H, K) = {(H, K)}", (H, K))
     _sizes(q, v)
     frames, first = (q, k, v, log_decay), _state(state, q, v)
+    checks.same_device("q", q, k=k, v=v, log_decay=log_decay, bonus=bonus, state=state)
     chosen, dtype = _choose(backend, *frames, first, bonus)
-    valid = _valid(lengths, q)
+    valid = checks.valid_frames(lengths, q)
     q_shown, k_shown, v_shown, gate = (_cast(_shown(x, valid), dtype, chosen) for x in frames)
-    compute = torch.float32 if chosen == "triton" else dtype
-    weight = None if bonus is None else bonus.to(compute)
-    found = function.gated(q_shown, k_shown, v_shown, gate, first.to(compute), weight, chosen)
-    return Attended(_shown(found.y, valid).to(v.dtype), found.state.to(dtype))
+    weight = None if bonus is None else bonus.to(dtype)
+    found = function.gated(q_shown, k_shown, v_shown, gate, first.to(dtype), weight, chosen)
+    return Attended(_shown(found.y, valid).to(v.dtype), found.state)
 
 
 @dispatch.entry_point
@@ -112,8 +112,9 @@ def delta_rule(
         checks.floats("log_decay", log_decay, f"(B, T, H) = {(B, T, H)} per head", (B, T, H))
     _sizes(q, v)
     frames, first = (q, k, v, beta), _state(state, q, v)
+    checks.same_device("q", q, k=k, v=v, beta=beta, log_decay=log_decay, state=state)
     chosen, dtype = _choose(backend, *frames, first, log_decay)
-    valid = _valid(lengths, q)
+    valid = checks.valid_frames(lengths, q)
     q_shown, k_shown, v_shown, rates = (_shown(x, valid).to(dtype) for x in frames)
     gate = None if log_decay is None else _shown(log_decay, valid).to(dtype)
     found = function.delta(q_shown, k_shown, v_shown, rates, gate, first.to(dtype), chosen)
@@ -142,18 +143,8 @@ def _choose(backend: str | None, *inputs: Tensor | None) -> tuple[dispatch.Backe
     """The backend and the dtype of the state."""
     found = [x for x in inputs if x is not None]
     wide = next((x for x in found if x.dtype == torch.float64), None)
-    chosen = dispatch.choose(backend, found[0] if wide is None else wide)
-    return chosen, torch.float32 if wide is None else torch.float64
-
-
-def _valid(lengths: Tensor | None, q: Tensor) -> Tensor | None:
-    """(B, T): which frames count; None if all do."""
-    if lengths is None:
-        return None
-    B, T = q.shape[:2]
-    checks.integers("lengths", lengths, (B,))
-    checks.lengths("lengths", lengths, T)
-    return torch.arange(T, device=q.device) < lengths.to(q.device)[:, None]
+    dtype = torch.float32 if wide is None else torch.float64
+    return dispatch.choose_narrow(backend, found[0] if wide is None else wide, dtype), dtype
 
 
 def _shown(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -162,7 +153,5 @@ def _shown(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _cast(x: Tensor, dtype: torch.dtype, backend: dispatch.Backend) -> Tensor:
-    """For the backend; kernels widen half precision as they load it, and have no float64."""
-    if backend != "triton":
-        return x.to(dtype)
-    return x.float() if x.dtype == torch.float64 else x
+    """For the backend; kernels widen half precision as they load it."""
+    return x if backend == "triton" else x.to(dtype)

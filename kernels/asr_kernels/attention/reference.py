@@ -52,7 +52,9 @@ def gated_linear_attention(
         seen = after if bonus is None else state + bonus[:, :, None] * new
         outputs.append(_read(seen, q[:, t]))
         state = after
-    return Attended(torch.stack(outputs, dim=1) if outputs else v.clone(), state)
+    if not outputs:
+        return Attended(v.clone(), state.clone())
+    return Attended(torch.stack(outputs, dim=1), state)
 
 
 def delta_rule(
@@ -68,7 +70,9 @@ def delta_rule(
             wrong = _read(state, key) - value
             state = state - rate * key[..., :, None] * wrong[..., None, :]
         outputs.append(_read(state, q[:, t]))
-    return Attended(torch.stack(outputs, dim=1) if outputs else v[:, :, 0].clone(), state)
+    if not outputs:
+        return Attended(v[:, :, 0].clone(), state.clone())
+    return Attended(torch.stack(outputs, dim=1), state)
 
 
 def _read(state: Tensor, query: Tensor) -> Tensor:

@@ -142,3 +142,10 @@ class Cell:
         """The start of a stream: zeros."""
         zeros = {leaf: torch.zeros(batch, heads, width, device=device, dtype=dtype) for leaf in self.leaves}
         return CellState(**zeros)
+
+
+def leaf_of(state: CellState, name: str) -> Tensor:
+    """The leaf of that name, which the cell has."""
+    leaf: Tensor | None = getattr(state, name)
+    assert leaf is not None
+    return leaf

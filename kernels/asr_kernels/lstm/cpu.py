@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from asr_kernels.lstm.arithmetic import Leaves, arithmetic
-from asr_kernels.lstm.cell import Cell, CellState
+from asr_kernels.lstm.cell import Cell, CellState, leaf_of
 from asr_kernels.lstm.steps import Steps
 
 
@@ -66,7 +66,7 @@ def forward(cell: Cell, x: Tensor, parameters: Parameters, state: CellState, ste
             aside += by_gate[E:]
     history = {leaf: weight.new_zeros(S + 1, H, B, D) for leaf in cell.leaves}
     for leaf, values in history.items():
-        values[0] = steps.sort(_leaf(state, leaf))
+        values[0] = steps.sort(leaf_of(state, leaf))
     matrices = weight.permute(2, 0, 3, 1).contiguous().transpose(2, 3)  # (G, H, in, out), fastest like this
     shown = _Shown(B)
     for t, n in enumerate(steps.rows):
@@ -101,7 +101,7 @@ def backward(
     matrices = parameters.weight.permute(0, 2, 3, 1).reshape(H, G * D, D)  # (H, gates x out, in)
     contiguous = torch.contiguous_format
     future = {
-        leaf: steps.sort(_leaf(grad_state, leaf)).clone(memory_format=contiguous) for leaf in cell.leaves
+        leaf: steps.sort(leaf_of(grad_state, leaf)).clone(memory_format=contiguous) for leaf in cell.leaves
     }
     beside = grads.new_zeros(
         S, H, B, G, D
@@ -202,9 +202,3 @@ class _Shown:
         if id(values) not in self._views:
             self._views[id(values)] = values[..., :n, :].unbind(0)
         return self._views[id(values)]
-
-
-def _leaf(state: CellState, name: str) -> Tensor:
-    leaf: Tensor | None = getattr(state, name)
-    assert leaf is not None
-    return leaf

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr_kernels.autograd import NoSecondDerivative
+from asr_kernels.autograd import once
 from asr_kernels.dispatch import Backend
 from asr_kernels.lstm import cpu
 from asr_kernels.lstm.cell import Cell, CellState
@@ -54,10 +54,7 @@ class _Recurrence(torch.autograd.Function):
             found = _kernels(backend).backward(cell, parameters, saved, steps, grads[0], grad_state)
         state = (getattr(found.state, leaf) for leaf in cell.leaves)
         results: list[Tensor | None] = [found.x.to(dtype), *found.parameters, *state]
-        if torch.is_grad_enabled():
-            sources = [x for x in (anchor, *parameters, *grads) if x is not None]
-            results = [g if g is None else NoSecondDerivative.apply(g, *sources) for g in results]
-        return None, None, None, None, *results
+        return None, None, None, None, *once(results, anchor, *parameters, *grads)
 
 
 def _kernels(backend: Backend) -> Any:

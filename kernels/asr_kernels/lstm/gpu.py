@@ -32,6 +32,8 @@ def forward(cell: Cell, x: Tensor, parameters: Parameters, state: CellState, ste
     def allocate(*shape: int, there: bool = True) -> Tensor:
         return new(shape if there else (1,), dtype=torch.float32)
 
+    if sum(size * stride for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True)) >= 1 << 31:
+        x = x.contiguous()  # within a frame the kernel counts in 32 bits
     kind, slstm = cell.kind, cell.kind == "slstm"
     y, gates = allocate(B, T, H, D), allocate(B, T, H, G, D)
     aside = allocate(B, T, H, D, there=kind in ("gru", "slstm"))

@@ -37,13 +37,12 @@ def check_parameters(
         if name not in shapes:
             raise ValueError(f"expected no {name}, as {cell} has none: leave it out or change the cell")
         checks.floats(name, tensor, str(shapes[name]), shapes[name])
-        _same_device(name, tensor, x)
+        checks.same_device("x", x, **{name: tensor})
 
 
 def ends(lengths: Tensor | None, reverse: bool, B: int, T: int) -> list[int]:
     """The frames of each stream."""
-    if not isinstance(reverse, bool):
-        raise ValueError(f"expected reverse True or False, found {reverse!r}")
+    checks.flag("reverse", reverse)
     if lengths is None:
         return [T] * B
     checks.integers("lengths", lengths, (B,))
@@ -64,11 +63,6 @@ def state_of(cell: Cell, state: CellState | None, x: Tensor, shape: tuple[int, .
             raise ValueError(f"expected a state of {', '.join(cell.leaves)}, found {found or 'nothing'}")
         if leaf is not None:
             checks.floats(f"state.{name}", leaf, str(shape), shape)
-            _same_device(f"state.{name}", leaf, x)
+            checks.same_device("x", x, **{f"state.{name}": leaf})
             leaves[name] = leaf.to(dtype)
     return CellState(**leaves)
-
-
-def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"expected {name} on {x.device}, where x is, found {tensor.device}: move it")

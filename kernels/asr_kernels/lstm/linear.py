@@ -23,14 +23,14 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     distance = 1
     while distance < len(b):
         early, late = slice(None, -distance), slice(distance, None)
-        b = torch.cat((b[:distance], apply(a[late], b[early]) + b[late]))
+        b = torch.cat((b[:distance], _apply(a[late], b[early]) + b[late]))
         if 2 * distance < len(a):  # the last pass needs no matrices any more
             a = torch.cat((a[:distance], _compose(a[late], a[early])))
         distance *= 2
     return b
 
 
-def apply(a: Tensor, s: Tensor) -> Tensor:
+def _apply(a: Tensor, s: Tensor) -> Tensor:
     """A s, for each unit by itself."""
     return (a * s[..., None, :, :]).sum(dim=-2)
 

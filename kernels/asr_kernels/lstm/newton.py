@@ -7,8 +7,8 @@ Danieli et al. 2025, "ParaRNN: Unlocking Parallel Training of Nonlinear RNNs for
 
     s^{k+1}_t = J_t s^{k+1}_{t-1} + (f(x_t, s^k_{t-1}) - J_t s^k_{t-1})
 
-which is solved in parallel over time (linear.py); J_t is 1x1 (GRU, Elman) or 2x2 (LSTM) per unit. The
-gradient follows from the implicit function theorem at the solution, whatever way led there: one linear
+which linear.py solves for all frames, on a GPU in parallel over time; J_t is 1x1 (GRU, Elman) or 2x2 (LSTM).
+The gradient follows from the implicit function theorem at the solution, whatever way led there: one linear
 recurrence in reverse with the transposed Jacobians, g the gradient at s from outside, and one step of f
 differentiated::
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from asr_kernels import dispatch
-from asr_kernels.autograd import NoSecondDerivative
+from asr_kernels.autograd import once
 from asr_kernels.lstm import inputs, linear, reference
 from asr_kernels.lstm.cell import Cell, CellState
 from asr_kernels.lstm.steps import Steps
@@ -43,7 +43,10 @@ class NewtonRecurrence(NamedTuple):
     state: CellState
     """After the last frame of each stream, leaves (B, D), float32 or float64."""
     residual: float
-    """Largest |s_t - f(x_t, s_{t-1})| of all frames and units: how well the recurrence is fulfilled."""
+    """Largest |s_t - f(x_t, s_{t-1})| of all frames and units: how well the recurrence is fulfilled.
+
+    NaN if some unit of some stream is none; the others are right all the same.
+    """
     iterations: int
     """Newton iterations that were made."""
 
@@ -80,8 +83,9 @@ def newton_rnn(
 
     Returns:
         NewtonRecurrence(y, state, residual, iterations). y and the gradients are those of the sequential
-        recurrence as far as `residual` is small; where it is not (or is NaN), weights are so large that the
-        linear recurrences explode, and the sequential loop is the way: `recurrence` with D heads of one unit.
+        recurrence as far as `residual` is small; where it is not (or is NaN, from finite input), weights are
+        so large that the linear recurrences explode, and the sequential loop is the way: `recurrence` with D
+        heads of one unit.
 
     Raises:
         ValueError: a shape, dtype, length or option that does not fit.
@@ -97,9 +101,10 @@ def newton_rnn(
     inputs.check_parameters(cell, x, {"weight": weight, "bias": bias, "peepholes": peepholes}, shapes)
     dtype = inputs.computed(x)
     limit = _TOLERANCES[dtype] if tolerance is None else tolerance
-    if not limit > 0 or max_iterations < 1:
+    if not limit > 0 or not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(
-            f"expected tolerance > 0 and max_iterations >= 1, found {tolerance} and {max_iterations}"
+            f"expected tolerance > 0 and max_iterations an integer from 1 on, found {tolerance} and "
+            f"{max_iterations}"
         )
     steps = Steps(inputs.ends(lengths, reverse, B, T), T, reverse, x.device)
     start = inputs.state_of(cell, state, x, (B, D))
@@ -165,11 +170,11 @@ class _Newton(torch.autograd.Function):
         iterations, residual = 0, s.new_zeros(())
         while len(x) > 0:
             new, jacobians = equations.linearised(x, _before(s, first), *parameters)
-            residual = (new - s).abs().max()
-            done = residual <= tolerance * s.abs().max().clamp(min=1.0)
-            if done or iterations == max_iterations or not residual.isfinite():
+            change = new - s
+            residual = change.abs().max()
+            if iterations == max_iterations or _settled(change, s, tolerance):
                 break
-            s = s + linear.solve(jacobians, new - s)
+            s = s + linear.solve(jacobians, change)
             iterations += 1
         count = torch.tensor(iterations)
         ctx.mark_non_differentiable(residual, count)
@@ -182,10 +187,7 @@ class _Newton(torch.autograd.Function):
         x, first, s, *parameters = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(grad_s.device.type, enabled=False):
             found = _Newton._gradients(ctx.equations, grad_s, x, first, s, *parameters)
-        if torch.is_grad_enabled():
-            sources = [t for t in (x, first, grad_s, *parameters) if t is not None]
-            found = [g if g is None else NoSecondDerivative.apply(g, *sources) for g in found]
-        return None, None, None, *found
+        return None, None, None, *once(found, x, first, grad_s, *parameters)
 
     @staticmethod
     def _gradients(
@@ -205,6 +207,12 @@ class _Newton(torch.autograd.Function):
         at_x, at_before, *rest = (None if leaf is None else next(found) for leaf in leaves)
         at_first = grad_s.new_zeros(first.shape) if at_before is None or len(x) == 0 else at_before[0]
         return [at_x, at_first, *rest]
+
+
+def _settled(change: Tensor, s: Tensor, tolerance: float) -> bool:
+    """Whether all units have come to rest, of those that are still numbers: they do not see the others."""
+    size = torch.where(change.isfinite(), s, 0.0).abs().max().clamp(min=1.0)
+    return bool(torch.where(change.isfinite(), change, 0.0).abs().max() <= tolerance * size)
 
 
 def _before(s: Tensor, first: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from asr_kernels.lstm.cell import Cell, CellState
+from asr_kernels.lstm.cell import Cell, CellState, leaf_of
 
 
 def recurrence(
@@ -53,13 +53,16 @@ def recurrence(
     y: list[Tensor] = [x.new_zeros(B, *x.shape[2:3], x.shape[4])] * T
     for t in reversed(range(T)) if reverse else range(T):
         inside = valid[:, t, None, None]
-        recurrent = torch.einsum("bhk,hkgd->bhgd", _leaf(state, "h"), weight)
+        recurrent = torch.einsum("bhk,hkgd->bhgd", leaf_of(state, "h"), weight)
         recurrent = recurrent if bias is None else recurrent + bias
         new = advance(cell, x[:, t], recurrent, state, peepholes, gate_weight)
-        kept = {leaf: torch.where(inside, _leaf(new, leaf), _leaf(state, leaf)) for leaf in cell.leaves}
+        kept = {leaf: torch.where(inside, leaf_of(new, leaf), leaf_of(state, leaf)) for leaf in cell.leaves}
         state = CellState(**kept)
-        y[t] = torch.where(inside, _leaf(state, "h"), 0.0)
-    return torch.stack(y, dim=1) if T > 0 else x.new_zeros(B, 0, x.shape[2], x.shape[4]), state
+        y[t] = torch.where(inside, leaf_of(state, "h"), 0.0)
+    if T == 0:
+        copies = {leaf: leaf_of(state, leaf).clone() for leaf in cell.leaves}
+        return x.new_zeros(B, 0, x.shape[2], x.shape[4]), CellState(**copies)
+    return torch.stack(y, dim=1), state
 
 
 def advance(
@@ -76,7 +79,7 @@ def advance(
     if cell.kind == "gru":
         r, z = (x + recurrent)[..., :2, :].sigmoid().unbind(-2)
         n = torch.tanh(x[..., 2, :] + r * recurrent[..., 2, :])
-        return CellState(h=(1 - z) * n + z * _leaf(state, "h"))
+        return CellState(h=(1 - z) * n + z * leaf_of(state, "h"))
     if cell.kind == "elman":
         return CellState(h=torch.tanh(x + recurrent).squeeze(-2))
     return _slstm(cell, x + recurrent, state)
@@ -86,9 +89,9 @@ def _lstm(
     cell: Cell, total: Tensor, state: CellState, peepholes: Tensor | None, gate_weight: Tensor | None
 ) -> CellState:
     pre = dict(zip(cell.gates, total.unbind(-2), strict=True))
-    before = _leaf(state, "c")
+    before = leaf_of(state, "c")
     if gate_weight is not None:
-        last = torch.stack([_leaf(state, gate) for gate in cell.recurrent_gates], dim=-2)
+        last = torch.stack([leaf_of(state, gate) for gate in cell.recurrent_gates], dim=-2)
         fed = torch.einsum("bhnk,hnkmd->bhmd", last, gate_weight)
         for gate, part in zip(cell.recurrent_gates, fed.unbind(-2), strict=True):
             pre[gate] = pre[gate] + part
@@ -110,7 +113,7 @@ def _lstm(
 
 def _slstm(cell: Cell, total: Tensor, state: CellState) -> CellState:
     i, f, z, o = total.unbind(-2)
-    c, n, m = (_leaf(state, leaf) for leaf in ("c", "n", "m"))
+    c, n, m = (leaf_of(state, leaf) for leaf in ("c", "n", "m"))
     log_f = f if cell.exponential_forget else functional.logsigmoid(f)
     old = log_f + torch.where(n == 0, float("-inf"), m)
     # torch.maximum would share the gradient of a tie.
@@ -119,9 +122,3 @@ def _slstm(cell: Cell, total: Tensor, state: CellState) -> CellState:
     c = keep * c + take * torch.tanh(z)
     n = keep * n + take
     return CellState(h=torch.sigmoid(o) * c / n, c=c, n=n, m=m)
-
-
-def _leaf(state: CellState, name: str) -> Tensor:
-    leaf: Tensor | None = getattr(state, name)
-    assert leaf is not None
-    return leaf

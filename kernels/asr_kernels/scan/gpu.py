@@ -142,7 +142,8 @@ def _run(
 
 def _pairs(x: Tensor) -> Tensor:
     """Complex numbers as pairs of real ones, (..., 2)."""
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    x = x.resolve_conj().resolve_neg()  # gradients come as they are
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asr_kernels import checks, dispatch
-from asr_kernels.autograd import NoSecondDerivative
+from asr_kernels.autograd import once
 from asr_kernels.scan import cpu, reference
 
 
@@ -19,7 +20,7 @@ class Scan(NamedTuple):
     h: Tensor
     """(B, T, ...) in the dtype of b, logarithms in float32 at least; 0 beyond the lengths, of both."""
     state: Tensor
-    """(B, ...) the last h of each stream, float32 (or as wide as the input): pass it on as h0."""
+    """(B, ...) the last h of each stream, float32 (or as wide as the widest input): pass it on as h0."""
 
 
 @dispatch.entry_point
@@ -43,8 +44,9 @@ def linear_scan(
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide.
 
     Returns:
-        All states and the last one. Sums are kept in float32, or wider. A stream in pieces, each with the
-        state of the one before, gives what the whole gives. Gradients reach a, b and h0, also from the state.
+        All states and the last one. Sums are kept in float32, or as wide as the widest input. A stream in
+        pieces, each with the state of the one before, gives what the whole gives. Gradients reach a, b and
+        h0, also from the state.
 
     Raises:
         ValueError: a shape, dtype or length that does not fit.
@@ -65,8 +67,9 @@ def log_linear_scan(
 ) -> Scan:
     """log h_t of h_t = a_t h_{t-1} + b_t with nothing negative, in logarithms throughout (Heinsen 2023).
 
-    Whatever the size of a, b and h, nothing overflows or is lost: -inf is zero. Arguments, results and errors
-    are those of `linear_scan`, real numbers only; without `log_h0` the state before is zero, -inf.
+    Whatever the size of a, b and h, nothing overflows or is lost: -inf is zero; +inf is not a number here.
+    Arguments, results and errors are those of `linear_scan`, real numbers only; without `log_h0` the state
+    before is zero, -inf.
     """
     return _scan(log_a, log_b, log_h0, lengths, reverse, backend, log=True)
 
@@ -81,20 +84,20 @@ def _scan(
     *,
     log: bool,
 ) -> Scan:
-    _check(a, b, h0, lengths, log)
+    _check(a, b, h0, reverse, log)
     nothing, one = (-torch.inf, 0.0) if log else (0.0, 1.0)
-    wide = _accumulated(b.dtype)
+    dtypes = [x.dtype for x in (a, b, h0) if x is not None]
+    wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
     if h0 is None:
         h0 = b.new_full((b.shape[0], *b.shape[2:]), nothing, dtype=wide)
-    valid = None
-    if lengths is not None and bool((lengths < b.shape[1]).any()):
-        valid = torch.arange(b.shape[1], device=b.device) < lengths.to(b.device)[:, None]
+    valid = checks.valid_frames(lengths, b)
+    if valid is not None:
         valid = valid.view(*valid.shape, *(1,) * (b.ndim - 2))
         a, b = a.expand_as(b).masked_fill(~valid, one), b.masked_fill(~valid, nothing)
     B, D = b.shape[0], math.prod(b.shape[2:])
     # An expanded `a` stays a view without memory of its own, where it can.
     flat = a.expand_as(b).reshape(*b.shape[:2], D), b.reshape(*b.shape[:2], D), h0.to(wide).reshape(B, D)
-    chosen = dispatch.choose(backend, b)
+    chosen = dispatch.choose_narrow(backend, b, wide)
     if chosen == "reference":
         h, state = reference.scan(flat[0].to(wide), flat[1].to(wide), flat[2], reverse=reverse, log=log)
         h = h.to(wide if log else b.dtype)
@@ -104,14 +107,12 @@ def _scan(
     return Scan(h if valid is None else h.masked_fill(~valid, 0.0), state.view(B, *b.shape[2:]))
 
 
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    """Of sums."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _check(a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, log: bool) -> None:
+def _check(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool, log: bool) -> None:
     allowed = checks.FLOATS if log else (*checks.FLOATS, torch.complex64, torch.complex128)
     names = ("log_a", "log_b", "log_h0") if log else ("a", "b", "h0")
+    checks.flag("reverse", reverse)
+    checks.tensors(**dict(zip(names, (a, b, h0), strict=True)))
+    checks.same_device(names[1], b, **dict(zip(names, (a, b, h0), strict=True)))
     for name, x in zip(names, (a, b, h0), strict=True):
         if x is not None and x.dtype not in allowed:
             raise ValueError(f"expected {name} of a floating dtype, found {x.dtype}")
@@ -124,9 +125,6 @@ def _check(a: Tensor, b: Tensor, h0: Tensor | None, lengths: Tensor | None, log:
     state = (b.shape[0], *b.shape[2:])
     if h0 is not None and h0.shape != state:
         raise ValueError(f"expected {names[2]} of shape {state}, found {tuple(h0.shape)}")
-    if lengths is not None:
-        checks.integers("lengths", lengths, (b.shape[0],))
-        checks.lengths("lengths", lengths, b.shape[1])
 
 
 class _Scan(torch.autograd.Function):
@@ -156,9 +154,7 @@ class _Scan(torch.autograd.Function):
         a, b, h0, h = ctx.saved_tensors
         with torch.no_grad():
             found = _gradients(ctx, a, b, h0, h, grad_h, grad_state)
-        if torch.is_grad_enabled():
-            found = [x if x is None else NoSecondDerivative.apply(x, grad_h, grad_state) for x in found]
-        return (*found, None, None, None)
+        return (*once(found, a, b, h0, grad_h, grad_state), None, None, None)
 
 
 def _gradients(

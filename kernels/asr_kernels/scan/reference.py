@@ -18,12 +18,12 @@ def scan(a: Tensor, b: Tensor, h0: Tensor, *, reverse: bool, log: bool) -> tuple
         state = _log_add(a_t + state, b_t) if log else a_t * state + b_t
         states.append(state)
     if not states:
-        return b, h0
+        return b.clone(), h0.clone()
     return torch.stack(states[::-1] if reverse else states, dim=1), state
 
 
 def _log_add(x: Tensor, y: Tensor) -> Tensor:
-    """torch.logaddexp, whose gradient is NaN where both are -inf: there it is zero."""
-    nothing = (x == -torch.inf) & (y == -torch.inf)
-    total = torch.logaddexp(x.masked_fill(nothing, 0.0), y.masked_fill(nothing, 0.0))
-    return total.masked_fill(nothing, -torch.inf)
+    """torch.logaddexp, whose derivatives may be NaN where a side is -inf: there it is the other side."""
+    no_x, no_y = x == -torch.inf, y == -torch.inf
+    both = torch.logaddexp(x.masked_fill(no_x, 0.0), y.masked_fill(no_y, 0.0))
+    return torch.where(no_x, y, torch.where(no_y, x, both))
