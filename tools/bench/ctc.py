@@ -11,14 +11,13 @@ gradient; memory is the peak resident size of one call above the size before it,
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from measure import extra_memory, turns
+from measure import extra_memory, over_shapes, turns
 from torch import Tensor
 
 from asr_kernels import ctc_loss
@@ -91,16 +90,5 @@ def compare(shape: str, repeats: int) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V[,uneven] separated by spaces")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=31)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for shape in arguments.shapes.split():
-        compare(shape, arguments.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    over_shapes(compare, __doc__, "B,T,U,V[,uneven]", SHAPES, repeats=31)

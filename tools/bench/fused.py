@@ -17,7 +17,6 @@ the error (relative norm, all gradients together) that this makes.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from measure import clear, extra_memory, plain_rnnt_loss, seconds
+from measure import clear, extra_memory, over_shapes, plain_rnnt_loss, seconds
 from torch import Tensor
 
 from asr_kernels import fused_rnnt_loss, rnnt_loss
@@ -204,16 +203,5 @@ def skipping(problem: Problem, peer: float, repeats: int) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V,D separated by spaces")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for shape in arguments.shapes.split():
-        compare(shape, arguments.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    over_shapes(compare, __doc__, "B,T,U,V,D", SHAPES, repeats=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import importlib
@@ -15,6 +16,20 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+
+
+def over_shapes(
+    compare: Callable[[str, int], None], doc: str | None, dimensions: str, shapes: str, *, repeats: int
+) -> None:
+    """The command line of a benchmark: `compare` for each of the shapes, `dimensions` with commas."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", default=shapes, help=f"{dimensions} separated by spaces")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for shape in arguments.shapes.split():
+        compare(shape, arguments.repeats)
 
 
 def seconds(loss: Callable[[], Tensor], inputs: Sequence[Tensor], repeats: int) -> float:

@@ -16,7 +16,6 @@ the bounds keep, and what the pruned loss exceeds the exact one by.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,7 @@ from typing import NamedTuple
 
 import plain_pruned
 import torch
-from measure import clear, compiled_peers, extra_memory, k2_options, turns
+from measure import clear, compiled_peers, extra_memory, k2_options, over_shapes, turns
 from torch import Tensor
 from torch.nn import functional
 
@@ -215,16 +214,5 @@ def compare(shape: str, repeats: int) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V,D separated by spaces")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for shape in arguments.shapes.split():
-        compare(shape, arguments.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    over_shapes(compare, __doc__, "B,T,U,V,D", SHAPES, repeats=15)

@@ -13,7 +13,6 @@ at a time, gradient by autograd), which costs what k2's C++ does.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from measure import compiled_peers, extra_memory, k2_options, plain_rnnt_loss, seconds
+from measure import compiled_peers, extra_memory, k2_options, over_shapes, plain_rnnt_loss, seconds
 from torch import Tensor
 
 from asr_kernels import rnnt_loss
@@ -112,16 +111,5 @@ def compare(shape: str, repeats: int) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", default=SHAPES, help="B,T,U,V[,uneven] separated by spaces")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15, help="torchaudio gets a fifth, at least 3")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for shape in arguments.shapes.split():
-        compare(shape, arguments.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    over_shapes(compare, __doc__, "B,T,U,V[,uneven]", SHAPES, repeats=15)

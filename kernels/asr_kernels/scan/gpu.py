@@ -25,10 +25,12 @@ from torch import Tensor
 # Numbers that differ from batch to batch; Triton would compile anew for those that are multiples of 16.
 _VARYING = ["T", "D", "frames", "chunks"]
 
-# Channels of a program, and frames of a chunk.
-_CHANNELS, _FRAMES = 128, 64
-# Programs that fill a large GPU (132 multiprocessors of the H100, 8 each): then chunks bring nothing.
-_ENOUGH = 1056
+# Channels of a program, a warp that waits for no other; frames of a chunk; frames that are on their way from
+# memory while one is treated.
+_CHANNELS, _FRAMES, _STAGES = 32, 64, 16
+# Programs that keep a large GPU's memory busy (132 multiprocessors of the H100, 4 KB on their way for each of
+# 4 programs): then chunks bring nothing.
+_ENOUGH = 512
 
 
 class Gradients(NamedTuple):
@@ -126,7 +128,8 @@ def _run(
     chunks = triton.cdiv(T, length)
     carried = start
     options: dict[str, Any] = {
-        "REVERSE": reverse, "KIND": kind, "GRADIENT": gradient, "CHANNELS": _CHANNELS, "num_warps": 4,
+        "REVERSE": reverse, "KIND": kind, "GRADIENT": gradient, "CHANNELS": _CHANNELS, "STAGES": _STAGES,
+        "num_warps": 1,
     }  # fmt: skip
     grid, sizes = (chunks, columns, B), (T, D, length, chunks)
     if few:
@@ -210,7 +213,8 @@ def _decay(
 @triton.jit(do_not_specialize=_VARYING)
 def _chunks_kernel(
     a, b, products, ends, a_b, a_t, a_d, b_b, b_t, b_d, T, D, frames, chunks,
-    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr, CHANNELS: tl.constexpr,
+    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr,
+    CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, blocks of channels, B): product of a and last state (B, chunks, D), from nothing."""
     d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -224,7 +228,7 @@ def _chunks_kernel(
     product_i = tl.zeros((CHANNELS,), tl.float32)
     state = tl.full((CHANNELS,), nothing, tl.float32)
     state_i = tl.zeros((CHANNELS,), tl.float32)
-    for _ in range(count):
+    for _ in tl.range(0, count, num_stages=STAGES):
         decay, decay_i = _decay(a, own_a, t, step, T, a_t, inside, KIND, GRADIENT, REVERSE)
         x, x_i = _load(b, own_b + t.to(tl.int64) * b_t, inside, KIND, 0.0)
         product, product_i = _times(decay, decay_i, product, product_i, KIND, GRADIENT)
@@ -240,7 +244,8 @@ def _chunks_kernel(
 @triton.jit(do_not_specialize=_VARYING)
 def _carry_kernel(
     products, ends, start, carried, T, D, frames, chunks,
-    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr, CHANNELS: tl.constexpr,
+    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr,
+    CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of channels, B): the state before each chunk, (B, chunks, D)."""
     d = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -261,7 +266,8 @@ def _carry_kernel(
 @triton.jit(do_not_specialize=_VARYING)
 def _states_kernel(
     a, b, carried, out, last, h, before, grad_a, a_b, a_t, a_d, b_b, b_t, b_d, T, D, frames, chunks,
-    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr, CHANNELS: tl.constexpr,
+    REVERSE: tl.constexpr, KIND: tl.constexpr, GRADIENT: tl.constexpr,
+    CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, blocks of channels, B): the states (B, T, D), and the last one (B, D).
 
@@ -274,7 +280,7 @@ def _states_kernel(
     own_a, own_b = row * a_b + d.to(tl.int64) * a_d, row * b_b + d.to(tl.int64) * b_d
     size: tl.constexpr = 2 if KIND == "complex" else 1
     state, state_i = _load(carried, ((row * chunks + tl.program_id(0)) * D + d) * size, inside, KIND, 0.0)
-    for _ in range(count):
+    for _ in tl.range(0, count, num_stages=STAGES):
         decay, decay_i = _decay(a, own_a, t, step, T, a_t, inside, KIND, GRADIENT, REVERSE)
         x, x_i = _load(b, own_b + t.to(tl.int64) * b_t, inside, KIND, 0.0)
         state, state_i = _times(decay, decay_i, state, state_i, KIND, GRADIENT)
