@@ -81,6 +81,9 @@ def override(config: C, assignments: Sequence[str]) -> C:
         node = values
         for parent in parents:
             child = node.get(parent) if isinstance(node, dict) else None
+            if isinstance(child, list):
+                whole = f"{key[: key.index(parent)]}{parent}=[...]"
+                raise ConfigError(f"--set {assignment}: {parent!r} is a list, set all of it: --set {whole}")
             if not isinstance(child, dict):
                 raise ConfigError(f"--set {assignment}: there is no section {parent!r} in this configuration")
             node = child

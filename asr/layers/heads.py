@@ -5,6 +5,8 @@ norm of every head by itself takes the size out (Sun et al. 2023, "Retentive net
 
     y = weight * x / rms(x)        centred: y = weight * (x - mean(x)) / std(x) + bias
 
+In float32, whose squares end at 1e38: beyond 1e19, far from what normalised frames give, y is 0.
+
 `StepDecay` is how much Mamba-2 forgets (Dao and Gu 2024, "Transformers are SSMs"), in a frame that lasts dt::
 
     log_decay = -A dt        dt = softplus(r + bias)

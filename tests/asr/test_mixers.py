@@ -271,6 +271,7 @@ def test_configurations_travel_as_plain_values() -> None:
         ("encoder.others=[{kind: retention, heads: 256}]", "found 256 heads: set heads to 128"),
         ("encoder.mixer={kind: lstm, expansion: 0.001}", r"expected a state of 1 channel .* 0\.0039 or more"),
         ("encoder.mixer={kind: lru, expansion: 0.001}", r"expected a state of 1 channel .* 0\.0039 or more"),
+        ("encoder.others.0.kind=lru", r"'others' is a list, set all of it: --set encoder.others=\[...\]"),
         ("encoder.mixer={kind: mamba2, dt_max: .inf}", "dt_max: Input should be a finite number"),
     ],
 )

@@ -28,7 +28,7 @@ def agree(encoder: Encoder, frames: int = 32) -> None:
 
 
 def step_times(hear: Callable[[Any], Any], state: Any, chunks: int) -> list[float]:
-    """Seconds of each chunk, of streams that have heard their history."""
+    """Seconds of each chunk, of streams that have heard a few chunks."""
     times = []
     for number in range(chunks + 12):
         start = time.perf_counter()

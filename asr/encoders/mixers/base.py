@@ -20,7 +20,7 @@ class MixerOutput(NamedTuple):
     """What a mixer answers."""
 
     y: Tensor
-    """(B, T, dim); frames beyond the lengths are undefined."""
+    """(B, T, dim); frames beyond the lengths are anything finite."""
     state: Any
 
 

@@ -6,8 +6,8 @@
 
 Dao and Gu 2024, "Transformers are SSMs: generalized models and efficient algorithms through structured state
 space duality". B and C are shared by the heads; A > 0, dt and D are one number per head, and begin as there
-(asr/layers/heads.py). The convolution is causal and depthwise, over `kernel` frames. Departures: none; the
-norm is over all heads, one group in the words of the paper.
+(asr/layers/heads.py). The convolution is causal and depthwise, over `kernel` frames. The norm is over all
+heads, one group in the words of the paper. Departure: W_o has a bias, as every mixer's.
 """
 
 from __future__ import annotations
