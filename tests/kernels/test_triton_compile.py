@@ -26,6 +26,7 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from asr_kernels.attention import chain_gpu  # noqa: E402
 from asr_kernels.attention import gpu as attention_gpu  # noqa: E402
 from asr_kernels.attention import jit as attention_jit  # noqa: E402
 from asr_kernels.ctc import gpu as ctc_gpu  # noqa: E402
@@ -41,7 +42,7 @@ from asr_kernels.rnnt import gpu as rnnt_gpu  # noqa: E402
 from asr_kernels.scan import gpu as scan_gpu  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu, lstm_jit, attention_jit)
+MODULES = (lattice_gpu, rnnt_gpu, fused_jit, ctc_gpu, scan_gpu, lstm_jit, attention_jit, chain_gpu)
 RECURRENT = (lstm_jit.forward_kernel, lstm_jit.backward_kernel)
 RNNT = ((1, 0), (0, 1))
 CTC = ((1, 0), (1, 1), (1, 2))
@@ -113,6 +114,13 @@ def attention(width: int, dtype: torch.dtype, per_head: bool, bonus: bool) -> No
     attention_gpu.backward(x, x, x, log_decay, weight, states, x, state)
 
 
+def chain(width: int) -> None:
+    block = torch.zeros(3, 1, 2, 32, width)
+    state, last = torch.zeros(1, 2, width, width), torch.zeros(3, 1, 2)
+    _, befores, _ = chain_gpu.forward(block, block, block, last, state)
+    chain_gpu.backward(block, block, last, block, befores, state)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "RNN-T, 100 states": lambda: lattices(RNNT, 100),
     "CTC, 2000 states": lambda: lattices(CTC, 2000, finals=2),
@@ -139,6 +147,8 @@ CASES: dict[str, Callable[[], None]] = {
     "attention, 64, fp32": lambda: attention(64, torch.float32, per_head=False, bonus=True),
     "attention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=False, bonus=False),
     "retention, 64, fp32": lambda: attention(64, torch.float32, per_head=True, bonus=False),
+    "delta rule, 64": lambda: chain(64),
+    "delta rule, 128": lambda: chain(128),
     "retention, 128, bf16": lambda: attention(128, torch.bfloat16, per_head=True, bonus=False),
 }
 

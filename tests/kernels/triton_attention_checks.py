@@ -16,7 +16,8 @@ from torch import Tensor
 from triton_support import DEVICE, HALF, poisoned
 
 from asr_kernels import gated_linear_attention
-from asr_kernels.attention import gpu
+from asr_kernels.attention import delta_cpu, gpu
+from asr_kernels.attention.chain import WIDEST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -110,6 +111,21 @@ def test_float64_is_not_for_these_kernels() -> None:
         by_triton(gated(1, 5, 1, 3, 2), torch.float64)
 
 
-def test_the_delta_rule_takes_the_path_of_matrix_products() -> None:
-    inputs = delta(2, 70, 2, 5, 4, 2)
+@pytest.mark.parametrize(
+    ("B", "T", "H", "K", "V", "steps"), [(1, 1, 1, 1, 1, 1), (2, 70, 2, 5, 20, 2), (1, 40, 1, 20, 70, 3)]
+)
+def test_the_delta_rule(B: int, T: int, H: int, K: int, V: int, steps: int) -> None:
+    inputs = delta(B, T, H, K, V, steps)
+    agree(by_triton(inputs), run(inputs, backend="reference"), 1e-4)
+
+
+def test_the_delta_rule_in_segments_and_with_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_cpu, "SEGMENT_ON_GPU", 1)
+    inputs, lengths = delta(2, 70, 1, 5, 4, 1), torch.tensor([70, 33])
+    wanted = run(inputs, backend="reference", lengths=lengths)
+    agree(by_triton(inputs, lengths=lengths), wanted, 1e-4)
+
+
+def test_heads_too_wide_for_a_chip_take_the_loop() -> None:
+    inputs = delta(1, 34, 1, WIDEST + 1, 2, 1)
     agree(by_triton(inputs), run(inputs, backend="reference"), 1e-4)

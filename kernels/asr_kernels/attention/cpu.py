@@ -103,11 +103,13 @@ def backward(
 class Chunks:
     """How the frames of (B, T, H, ...) are cut: of a segment, (chunks B H, C, ...), padded by 0."""
 
-    def __init__(self, B: int, T: int, H: int, width: int, longest: int = CHUNK) -> None:
+    def __init__(
+        self, B: int, T: int, H: int, width: int, longest: int = CHUNK, segment: int = SEGMENT
+    ) -> None:
         self._B, self._T, self._H = B, T, H
         self.C = min(longest, 1 << max(T - 1, 0).bit_length())
         self.count = -(-T // self.C)
-        self._together = max(1, SEGMENT // (B * H * self.C * width))
+        self._together = max(1, segment // (B * H * self.C * width))
 
     def segments(self) -> Iterator[range]:
         """Ranges of chunks, in order."""

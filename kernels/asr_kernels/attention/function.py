@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asr_kernels.attention import cpu, delta_cpu, reference
+from asr_kernels.attention.chain import WIDEST
 from asr_kernels.attention.delta_cpu import Inputs
 from asr_kernels.attention.reference import Attended
 from asr_kernels.autograd import once
@@ -38,13 +39,15 @@ def delta(
     state: Tensor,
     backend: Backend,
 ) -> Attended:
-    """The delta rule of tensors of one dtype, float32 or float64; "triton" takes the path of "cpu"."""
+    """The delta rule of tensors of one dtype, float32 or float64 (triton: float32)."""
     if backend == "reference":
         return reference.delta_rule(q, k, v, beta, log_decay, state)
     if log_decay is None:
         log_decay = q.new_zeros(q.shape[:3])
+    if q.shape[-1] > WIDEST:
+        backend = "cpu"
     by_head = (x.transpose(2, 3) for x in (k, v, beta))
-    return Attended(*_Delta.apply(q, *by_head, log_decay, state))
+    return Attended(*_Delta.apply(q, *by_head, log_decay, state, backend))
 
 
 class _Gated(torch.autograd.Function):
@@ -78,17 +81,20 @@ class _Delta(torch.autograd.Function):
     """Keeps the inputs and one state per segment; see delta_cpu.py."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        attended, states = delta_cpu.forward(Inputs(*inputs[:-1]), inputs[-1])
-        ctx.save_for_backward(*inputs[:-1], states)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *inputs, state, ctx.backend = arguments
+        attended, states = delta_cpu.forward(Inputs(*inputs), state, ctx.backend)
+        ctx.save_for_backward(*inputs, states)
         return cast(tuple[Tensor, Tensor], tuple(attended))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(grad_y.device.type, enabled=False):
-            grads, grad_state_in = delta_cpu.backward(Inputs(*inputs), states, grad_y, grad_state)
-        return tuple(once((*grads, grad_state_in), *inputs, grad_y, grad_state))
+            grads, grad_state_in = delta_cpu.backward(
+                Inputs(*inputs), states, grad_y, grad_state, ctx.backend
+            )
+        return *once((*grads, grad_state_in), *inputs, grad_y, grad_state), None
 
 
 def _kernels(backend: Backend) -> Any:
