@@ -74,6 +74,15 @@ def choose_narrow(backend: str | None, scored: torch.Tensor, wide: torch.dtype) 
     return "cpu"
 
 
+def choose_few(chosen: Backend, backend: str | None, *inputs: torch.Tensor | None) -> Backend:
+    """For frames so few that a loop over them takes less than the preparations of "cpu": the definition.
+
+    A free choice, of live streams: where gradients are wanted or a backend is named, it stays as chosen.
+    """
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return "reference" if chosen == "cpu" and backend is None and not forced() and not learning else chosen
+
+
 def forced() -> bool:
     """Whether a `use_backend` block decides."""
     return _forced.get() is not None

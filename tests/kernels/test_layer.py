@@ -77,16 +77,22 @@ def test_values_and_gradients(name: str, heads: int, lengths: Tensor | None, lib
     assert library == (["lstm"] if name == "lstm" and heads == 1 and lengths is None else [])
 
 
-def test_pieces_give_the_whole(library: list[str]) -> None:
-    given, _ = make(Cell(), 1, torch.float32)
-    whole = recurrent_layer(Cell(), **given)
-    x, state, pieces = given.pop("x"), given.pop("state"), []
-    for piece in x.split((3, 0, 1, 3), dim=1):
-        found = recurrent_layer(Cell(), piece, **given, state=state)
-        pieces, state = [*pieces, found.y], found.state
+@pytest.mark.parametrize(
+    ("kind", "learning", "taken"),
+    [("lstm", True, 4), ("gru", True, 0), ("lstm", False, 3), ("gru", False, 4)],
+)
+def test_pieces_give_the_whole(kind: str, learning: bool, taken: int, library: list[str]) -> None:
+    """And which of them are left to a library: no frames are no work for it."""
+    given, _ = make(Cell(kind), 1, torch.float32)
+    x, state, pieces = torch.cat([given.pop("x")] * 3, dim=1), given.pop("state"), []
+    with torch.set_grad_enabled(learning):
+        whole = recurrent_layer(Cell(kind), x, **given, state=state)
+        for piece in x.split((9, 0, 1, 11), dim=1):
+            found = recurrent_layer(Cell(kind), piece, **given, state=state)
+            pieces, state = [*pieces, found.y], found.state
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole.y)
     torch.testing.assert_close(state, whole.state)
-    assert library == ["lstm"] * 4  # no frames are no work for it
+    assert library == [kind] * taken
 
 
 @pytest.mark.parametrize(

@@ -510,3 +510,20 @@ def test_wrong_inputs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         recurrence(**given | change)
     assert "\n" not in str(raised.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CELLS)
+def test_a_few_frames_go_by_the_definition(name: str) -> None:
+    inputs = make(CELLS[name], 2, 5, 2, 4).to(torch.float32)
+    found, definition, fast = (
+        run_forward(CELLS[name], inputs, backend) for backend in (None, "reference", "cpu")
+    )
+    assert torch.equal(found.y, definition.y)
+    torch.testing.assert_close(found.y, fast.y)
+    with torch.enable_grad():
+        assert torch.equal(run_forward(CELLS[name], inputs, None).y, fast.y)
+
+
+def run_forward(cell: Cell, inputs: Inputs, backend: str | None) -> Any:
+    return recurrence(cell, inputs.x, **inputs.parameters, state=inputs.state, backend=backend)

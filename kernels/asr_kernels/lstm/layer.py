@@ -57,13 +57,20 @@ def recurrent_layer(
 
 
 def _library_is_ahead(cell: Cell, x: Tensor, weight: Tensor) -> bool:
-    """oneDNN has an LSTM for float32, cuDNN has both cells for what does not fit on chip (op.py)."""
+    """cuDNN is for what does not fit on chip (op.py).
+
+    On the CPU oneDNN's LSTM orders the weights anew in every call, which does not pay for a few frames; the
+    GRU is PyTorch's own, and ahead where nothing is to be learnt.
+    """
     plain = cell in (Cell("lstm"), Cell("gru")) and len(weight) == 1 and x.numel() > 0
     if not plain or dispatch.forced() or x.dtype != weight.dtype or x.dtype == torch.float64:
         return False
     if x.is_cuda:
         return not op.on_chip(cell, x, weight)
-    return cell.kind == "lstm" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    learning = torch.is_grad_enabled()
+    return (learning or x.shape[1] > op.FEW) if cell.kind == "lstm" else not learning
 
 
 def _library(
@@ -83,7 +90,7 @@ def _library(
     none = weight.new_zeros(G * D)
     parameters = [
         projection,
-        weight.permute(0, 2, 3, 1).reshape(G * D, D),
+        weight.view(D, G * D).t(),
         none if shift is None else shift,
         none if bias is None else bias.reshape(G * D),
     ]

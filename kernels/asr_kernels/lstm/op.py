@@ -18,6 +18,9 @@ from asr_kernels.lstm.steps import Steps
 # Shared memory that the kernels of gpu.py use for the weights at most, and for all else (as compiled).
 _WEIGHT_BYTES, _OTHER_BYTES = 128 * 1024, 16 * 1024
 
+FEW = 8
+"""Frames of a call without gradients that go by the definition."""
+
 
 class Recurrence(NamedTuple):
     """Outcome for a batch."""
@@ -59,7 +62,8 @@ def recurrence(
         reverse: from the last frame of each stream to its first.
         backend: one of `asr_kernels.backends()`; None lets `use_backend` or the device decide, and takes
             "cpu", which runs on every device, for what the Triton kernels do not do: heads of more than 128
-            units (64 in float32), gate_recurrence, float64.
+            units (64 in float32), gate_recurrence, float64; or, in its place, the definition for a few
+            frames of which no gradients are wanted.
 
     Returns:
         Recurrence(y, state). All arithmetic is in float32 (float64 for float64 `x`); only the Triton kernels
@@ -78,6 +82,8 @@ def recurrence(
     dtype = inputs.computed(x)
     state = inputs.state_of(cell, state, x, (B, H, D))
     chosen = _choose(cell, x, weight, backend)
+    if T <= FEW:
+        chosen = dispatch.choose_few(chosen, backend, x, *given.values(), *state)
     # The kernels take the weights as they are, to read half of them where they are half as long.
     parameters = Parameters(
         weight if chosen == "triton" else weight.to(dtype),
