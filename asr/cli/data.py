@@ -24,6 +24,7 @@ class Kind(StrEnum):
     KALDI = "kaldi"
     NEMO = "nemo"
     LJSPEECH = "ljspeech"
+    PAIRS = "pairs"
 
 
 @app.command("import")
@@ -35,7 +36,7 @@ def import_command(
         bool, typer.Option("--skip-missing", help="Leave out utterances whose audio is missing.")
     ] = False,
 ) -> None:
-    """Turn a corpus (lhotse, Kaldi, NeMo, LJSpeech layouts) into a cut manifest."""
+    """Turn a corpus (lhotse, Kaldi, NeMo, LJSpeech layouts, pairs of files) into a cut manifest."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 

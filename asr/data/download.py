@@ -1,9 +1,10 @@
 """Fetch a published archive and unpack the recordings in it, safely and resumably.
 
 A download goes to FILE.part, goes on where it stopped, and is renamed when complete. From an archive only
-regular files whose path matches a pattern are taken, under their own base name and bounded in size and
-number, so that no path in it can lead elsewhere and no small archive becomes a full disk. The folder
-appears under its name only when it is complete.
+regular files whose path matches a pattern are taken, under their own base name or, where the folders
+matter, under a path that is looked at first, and bounded in size and number, so that no path in it can
+lead elsewhere and no small archive becomes a full disk. The folder appears under its name only when it is
+complete.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ def fetch(url: str, path: Path | str, max_bytes: int) -> Path:
     return path
 
 
-def unpack(archive: Path | str, directory: Path | str, pattern: str) -> Path:
-    """Unpack the files of a .zip or .tar.gz whose path matches `pattern` flat into `directory`.
+def unpack(archive: Path | str, directory: Path | str, pattern: str, strip: int | None = None) -> Path:
+    """Unpack the files of a .zip or .tar.* whose path matches `pattern` into `directory`.
 
-    Nothing is done if the directory exists. Raises ManifestError for a damaged or suspicious archive.
+    All of them side by side, or with `strip` in the archive's folders but for the first `strip`. Nothing is
+    done if the directory exists. Raises ManifestError for a damaged or suspicious archive.
     """
     archive, directory = Path(archive), Path(directory)
     if directory.is_dir():
@@ -67,8 +69,10 @@ def unpack(archive: Path | str, directory: Path | str, pattern: str) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        for name, stream in _members(archive, pattern):
-            with stream, (aside / name).open("wb") as out:
+        for path, stream in _members(archive, pattern):
+            target = aside / _inner_path(archive, path, strip)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with stream, target.open("wb") as out:
                 shutil.copyfileobj(stream, out)
         if not any(aside.iterdir()):
             raise ManifestError(f"{archive}: expected files like {pattern} in it, found none")
@@ -101,7 +105,16 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
     for number, (path, size, stream) in enumerate(_entries(archive, pattern)):
         if size > MAX_FILE_BYTES or number >= MAX_FILES:
             raise ManifestError(f"{archive}: {path}: an archive of recordings is not that large; delete it")
-        yield PurePosixPath(path).name, stream
+        yield path, stream
+
+
+def _inner_path(archive: Path, path: str, strip: int | None) -> PurePosixPath:
+    """Where a file of the archive goes within the directory."""
+    parts = [part for part in PurePosixPath(path).parts if part != "/"]
+    kept = parts[-1:] if strip is None else parts[strip:]
+    if not kept or ".." in kept:
+        raise ManifestError(f"{archive}: {path}: expected a path within {strip} folders or more; delete it")
+    return PurePosixPath(*kept)
 
 
 def _entries(archive: Path, pattern: str) -> Iterator[tuple[str, int, IO[bytes]]]:

@@ -5,6 +5,7 @@ lhotse    a manifest of cuts, or of recordings with the supervisions beside it, 
 kaldi     a data directory: `text`, `wav.scp`, optionally `utt2spk`, `segments`
 nemo      JSON lines with `audio_filepath`, `text`, optionally `offset`, `duration`, `speaker`
 ljspeech  `metadata.csv` of `id|text` or `id|text|normalised text`, audio in `wavs/`
+pairs     a directory of recordings, the text of each beside it: `ID.wav`, `ID.txt`
 ========  ==================================================================================
 
 Relative audio paths are relative to the folder of the file that names them or, for Kaldi, to one of its
@@ -15,8 +16,9 @@ refused. Audio headers are read, so that durations are those of the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from lhotse import CutSet, Recording
@@ -33,17 +35,20 @@ from asr.data.manifests import (
 )
 from asr.errors import AudioError, ManifestError
 
-Kind = Literal["auto", "lhotse", "kaldi", "nemo", "ljspeech"]
+Kind = Literal["auto", "lhotse", "kaldi", "nemo", "ljspeech", "pairs"]
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 END_TOLERANCE_S = 0.05
 """Segment times are often rounded to 10 ms or a frame; an end this much past the audio is the audio's end."""
 
 
 class Imported(NamedTuple):
-    """Cuts, and what was left out when missing audio may be skipped."""
+    """Cuts, and what was left out because that was allowed."""
 
     cuts: CutSet
     skipped: list[str]
+    """Utterances without an audio file."""
+    broken: dict[str, str]
+    """Utterances whose audio file cannot be read, and why."""
 
 
 def import_corpus(
@@ -51,34 +56,36 @@ def import_corpus(
     kind: Kind = "auto",
     *,
     skip_missing: bool = False,
+    skip_broken: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> Imported:
     """Read a corpus; raises ManifestError or AudioError naming file and line.
 
-    With `skip_missing`, utterances whose audio file does not exist are listed instead. `progress` is
-    called once for every utterance.
+    With `skip_missing`, utterances whose audio file does not exist are listed instead, with `skip_broken`
+    those whose audio file has a header that cannot be right. `progress` is called once for every utterance.
     """
     source = Path(source)
     kind = detect_kind(source) if kind == "auto" else kind
-    readers = {"lhotse": _read_lhotse, "kaldi": _read_kaldi, "nemo": _read_nemo, "ljspeech": _read_ljspeech}
-    cuts, skipped = [], []
-    for item in readers[kind](source):
+    cuts, skipped, broken = [], [], {}
+    for item in READERS[kind](source):
         if progress is not None:
             progress()
-        if not isinstance(item, _Missing):
-            cuts.append(item)
-        elif skip_missing:
+        if isinstance(item, _Missing):
+            if not skip_missing:
+                raise ManifestError(f"{item.reason}; --skip-missing leaves it out")
             skipped.append(item.utterance)
+        elif isinstance(item, _Broken):
+            if not skip_broken:
+                raise AudioError(item.reason)
+            broken[item.utterance] = item.reason
         else:
-            raise ManifestError(
-                f"{item.where}: {item.path}: there is no such audio file; --skip-missing leaves it out"
-            )
+            cuts.append(item)
     if not cuts:
         raise ManifestError(f"{source}: expected at least one utterance with audio, found none")
-    return Imported(CutSet(cuts), skipped)
+    return Imported(CutSet(cuts), skipped, broken)
 
 
-def detect_kind(source: Path) -> Literal["lhotse", "kaldi", "nemo", "ljspeech"]:
+def detect_kind(source: Path) -> Literal["lhotse", "kaldi", "nemo", "ljspeech", "pairs"]:
     """The layout of a file or directory, by its names and first line; raises ManifestError."""
     if source.is_dir():
         if (source / "wav.scp").is_file():
@@ -87,8 +94,11 @@ def detect_kind(source: Path) -> Literal["lhotse", "kaldi", "nemo", "ljspeech"]:
             return "ljspeech"
         if any(_lhotse_files(source, "recordings")) or any(_lhotse_files(source, "cuts")):
             return "lhotse"
+        if any(source.glob("*.txt")):
+            return "pairs"
         raise ManifestError(
-            f"{source}: expected wav.scp (Kaldi), metadata.csv (LJSpeech) or *recordings*.jsonl.gz (lhotse)"
+            f"{source}: expected wav.scp (Kaldi), metadata.csv (LJSpeech), *recordings*.jsonl.gz (lhotse) or "
+            f"*.txt beside recordings"
         )
     if source.name == "metadata.csv":
         return "ljspeech"
@@ -99,28 +109,37 @@ def detect_kind(source: Path) -> Literal["lhotse", "kaldi", "nemo", "ljspeech"]:
 class _Missing(NamedTuple):
     """An utterance whose audio is not there."""
 
-    where: str
     utterance: str
-    path: str
+    reason: str
+
+
+class _Broken(NamedTuple):
+    """An utterance whose audio cannot be read."""
+
+    utterance: str
+    reason: str
 
 
 class _Recordings:
     """Recordings by path, each header read once."""
 
     def __init__(self) -> None:
-        self._read: dict[str, Recording] = {}
+        self._read: dict[str, Recording | AudioError] = {}
 
-    def get(self, path: Path, recording_id: str, where: str) -> Recording | None:
-        """The recording, or None if there is no such file; raises AudioError naming `where`."""
+    def get(
+        self, path: Path, recording_id: str, where: str, utterance: str
+    ) -> Recording | _Missing | _Broken:
+        """The recording, or why `utterance` has none."""
         if not path.is_file():
-            return None
+            return _Missing(utterance, f"{where}: {path}: there is no such audio file")
         key = str(path)
         if key not in self._read:
             try:
                 self._read[key] = file_recording(path, recording_id)
             except AudioError as error:
-                raise AudioError(f"{where}: {error}") from error
-        return self._read[key]
+                self._read[key] = error
+        found = self._read[key]
+        return _Broken(utterance, f"{where}: {found}") if isinstance(found, AudioError) else found
 
 
 def _read_lhotse(source: Path) -> Iterator[Any]:
@@ -201,9 +220,9 @@ def _read_kaldi(source: Path) -> Iterator[Any]:
                 f"{where}: expected an audio file, found a shell command, which is not run; decode it"
             )
         path = _kaldi_path(source, location)
-        recording = recordings.get(path, recording_id, where)
-        if recording is None:
-            yield _Missing(where, utterance, str(path))
+        recording = recordings.get(path, recording_id, where, utterance)
+        if not isinstance(recording, Recording):
+            yield recording
             continue
         stop_s = _end(start_s, stop_s, recording, where)
         speaker = speakers.get(utterance, (0, ""))[1]
@@ -267,9 +286,9 @@ def _read_nemo(source: Path) -> Iterator[Any]:
         stem = str(item.get("id") or path.stem)
         used[stem] = used.get(stem, 0) + 1
         cut_id = stem if used[stem] == 1 else f"{stem}-{used[stem]}"
-        recording = recordings.get(path, path.stem, where)
-        if recording is None:
-            yield _Missing(where, cut_id, str(path))
+        recording = recordings.get(path, path.stem, where, cut_id)
+        if not isinstance(recording, Recording):
+            yield recording
             continue
         start_s = _number(item, "offset", 0.0, where)
         length_s = _number(item, "duration", None, where)
@@ -287,10 +306,8 @@ def _number(item: dict[str, Any], key: str, default: Any, where: str) -> Any:
     return float(value)
 
 
-def _read_ljspeech(source: Path) -> Iterator[Any]:
-    table = source / "metadata.csv" if source.is_dir() else source
-    folder = table.parent / "wavs"
-    recordings = _Recordings()
+def read_metadata(table: Path) -> Iterator[tuple[str, str, str]]:
+    """File and line, id, and text (the normalised one if there is one) of every line of a metadata.csv."""
     for number, line in read_lines(table):
         if not line.strip():
             continue
@@ -299,14 +316,27 @@ def _read_ljspeech(source: Path) -> Iterator[Any]:
         utterance = utterance.strip()
         if not texts or not re.fullmatch(r"[^/\\]+", utterance) or utterance in {".", ".."}:
             raise ManifestError(f"{where}: expected ID|TEXT or ID|TEXT|NORMALISED, found {line[:80]!r}")
-        text = next((t.strip() for t in reversed(texts[:2]) if t.strip()), "")
-        candidates = [folder / f"{utterance}{suffix}" for suffix in AUDIO_SUFFIXES]
-        path = next((c.absolute() for c in candidates if c.is_file()), None)
-        recording = None if path is None else recordings.get(path, utterance, where)
-        if recording is None:
-            yield _Missing(where, utterance, str(candidates[0]))
-        else:
-            yield make_cut(recording, utterance, text)
+        yield where, utterance, next((t.strip() for t in reversed(texts[:2]) if t.strip()), "")
+
+
+def _read_ljspeech(source: Path) -> Iterator[Any]:
+    table = source / "metadata.csv" if source.is_dir() else source
+    for where, utterance, text in read_metadata(table):
+        yield _named_cut(table.parent / "wavs", utterance, text, where)
+
+
+def _read_pairs(source: Path) -> Iterator[Any]:
+    for path in sorted(source.glob("*.txt")):
+        text = " ".join(line.strip() for _, line in read_lines(path))
+        yield _named_cut(source, path.stem, text, str(path))
+
+
+def _named_cut(folder: Path, utterance: str, text: str, where: str) -> Any:
+    """The cut of a whole file that has the utterance's name, or why there is none."""
+    candidates = [folder.absolute() / f"{utterance}{suffix}" for suffix in AUDIO_SUFFIXES]
+    path = next((c for c in candidates if c.is_file()), candidates[0])
+    recording = _Recordings().get(path, utterance, where, utterance)
+    return make_cut(recording, utterance, text) if isinstance(recording, Recording) else recording
 
 
 def _end(start_s: float, stop_s: float | None, recording: Recording, where: str) -> float:
@@ -318,3 +348,15 @@ def _end(start_s: float, stop_s: float | None, recording: Recording, where: str)
             f"{where}: expected times within {length_s:.3f} s of audio, found {start_s:g} to {stop_s:g}"
         )
     return min(stop_s, length_s)
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Any]]] = MappingProxyType(
+    {
+        "lhotse": _read_lhotse,
+        "kaldi": _read_kaldi,
+        "nemo": _read_nemo,
+        "ljspeech": _read_ljspeech,
+        "pairs": _read_pairs,
+    }
+)
+"""A reader for every layout: it yields cuts, and what stands for those that cannot be made."""

@@ -281,6 +281,17 @@ def test_missing_audio_can_be_skipped(tmp_path: Path) -> None:
     assert imported.skipped == ["u3"]
 
 
+def test_broken_audio_can_be_skipped(tmp_path: Path) -> None:
+    data = kaldi(tmp_path)
+    (tmp_path / "wav" / "r1.wav").write_bytes(b"this is no sound")
+    imported = import_corpus(data, skip_broken=True)
+    assert [c.id for c in imported.cuts] == ["u3"]
+    assert imported.skipped == []
+    assert list(imported.broken) == ["u1", "u2"]
+    for reason in imported.broken.values():
+        assert "r1.wav: expected audio" in reason
+
+
 def test_nemo_lines(tmp_path: Path) -> None:
     tone(tmp_path / "clips" / "a.wav", 2.0)
     path = write_items(
@@ -316,6 +327,21 @@ def test_ljspeech_prefers_normalised_text(tmp_path: Path) -> None:
             ("x1", "doctor no"),
             ("x2", "plain"),
         ]
+
+
+def test_recordings_with_their_texts_beside_them(tmp_path: Path) -> None:
+    tone(tmp_path / "b.wav")
+    tone(tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("Good\nmorning.\n")
+    (tmp_path / "b.txt").write_text("Night.")
+    assert [(c.id, cut_text(c)) for c in import_corpus(tmp_path).cuts] == [
+        ("a", "Good morning."),
+        ("b", "Night."),
+    ]
+    (tmp_path / "c.txt").write_text("Nobody.")
+    with pytest.raises(ManifestError, match=r"c\.wav: there is no such audio file"):
+        import_corpus(tmp_path)
+    assert import_corpus(tmp_path, skip_missing=True).skipped == ["c"]
 
 
 @pytest.mark.parametrize("line", ["x1", "../x1|text", "|text"])

@@ -360,6 +360,21 @@ def test_unpacking_takes_only_what_matches_and_leaves_the_folder(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_folders_of_an_archive_can_be_kept(tmp_path: Path, name: str) -> None:
+    members = {"top/train/text": b"one", "top/test/text": b"two", "top/WAVE/S1/1.WAV": b"x", "/top/a/b": b"y"}
+    out = unpack(archive(tmp_path / name, members), tmp_path / "out", "*top/*", strip=1)
+    found = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert found == {"train/text": b"one", "test/text": b"two", "WAVE/S1/1.WAV": b"x", "a/b": b"y"}
+
+
+@pytest.mark.parametrize("path", ["top/../../../x", "top", "top/.."])
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ManifestError, match="expected a path within"):
+        unpack(archive(tmp_path / "a.tar.gz", {path: b"x"}), tmp_path / "out", "*", strip=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
 def test_archives_that_are_too_large_or_damaged_leave_nothing(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
