@@ -103,11 +103,15 @@ def resume_run(exp: Path, data: Path | None = None) -> RunSetup:
     """The run in `exp` again, its corpus now in `data` if given; raises TrainingError if there is none."""
     if not checkpoints(exp / CHECKPOINTS):
         raise TrainingError(f"{exp}: no run to resume here (no {CHECKPOINTS}); start one without --resume")
-    info = load_config(exp / RUN, RunInfo)
     if data is not None:
-        info = info.model_copy(update={"data": str(data.resolve())})
-        save_config(info, exp / RUN)
-    return _build(load_config(exp / RECIPE, Recipe), info, load_tokenizer(exp))
+        info = load_config(exp / RUN, RunInfo)
+        save_config(info.model_copy(update={"data": str(data.resolve())}), exp / RUN)
+    return open_run(exp)
+
+
+def open_run(exp: Path) -> RunSetup:
+    """The run in `exp` as the main process has begun it."""
+    return _build(load_config(exp / RECIPE, Recipe), load_config(exp / RUN, RunInfo), load_tokenizer(exp))
 
 
 def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
