@@ -73,9 +73,9 @@ class BatchesConfig(Config):
     shuffle: bool = True
     seed: int = 0
     num_workers: int = 1
-    """Worker processes, at most one per core; 0 makes batches in the training process."""
+    """Worker processes of each training process, at most one per core; 0 makes batches in that itself."""
     cache_mb: float = 512.0
-    """Decoded samples kept in memory, all workers together."""
+    """Decoded samples that a training process keeps in memory, all its workers together."""
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
     """How workers start; None is fork on Linux, else spawn (which needs an importable main module)."""
     concatenate: ConcatenateConfig = ConcatenateConfig()

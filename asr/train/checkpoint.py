@@ -142,7 +142,9 @@ def best(directory: Path, count: int) -> list[Path]:
 
 
 def prune(directory: Path, keep_best: int) -> None:
-    """Delete all but the newest checkpoint and the best ones."""
+    """Delete all but the newest checkpoint and the best ones, and what a killed process left half done."""
+    for hidden in directory.glob(f".{PREFIX}*"):
+        shutil.rmtree(hidden)
     kept = {*best(directory, keep_best), *checkpoints(directory)[-1:]}
     for path in checkpoints(directory):
         if path not in kept:

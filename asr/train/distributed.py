@@ -15,6 +15,7 @@ back what it was given.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,12 +126,18 @@ def started(device: str, environment: Mapping[str, str] | None = None) -> Iterat
         yield world
         return
     from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     cuda = world.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(world.device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        shared, rank, size = next(rendezvous("env://"))
+        # torchrun's store outlives a restart: a new attempt would find the addresses of the dead in it.
+        store = PrefixStore(f"attempt-{world.restarts}", shared)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = ":".join(environment[name] for name in MEETING)
         raise TrainingError(
@@ -194,4 +201,6 @@ def _in_touch() -> Iterator[Any]:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:160]
+    """The first sentence of torch's message, without the places in its source."""
+    text = " ".join(re.sub(r"\[/[^]]*\]", "", str(error)).split())
+    return text.split(". ")[0][:160]

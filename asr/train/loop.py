@@ -45,7 +45,7 @@ from asr.train.optim import build_optimizer, learning_rate
 from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
 from asr.train.recipe import Recipe
-from asr.train.setup import CHECKPOINTS, RunSetup, open_run, resume_run, start_run
+from asr.train.setup import CHECKPOINTS, RunSetup, is_run, open_run, resume_run, start_run
 from asr.train.sharding import gather_weights, shard, whole
 from asr.train.step import BatchResult, Share, in_order, train_batch
 from asr.train.validate import validate
@@ -83,15 +83,15 @@ def train(
     where its last checkpoint is.
     """
     with started(device) as world:
-        again = world.from_main(lambda: bool(world.restarts and checkpoint.checkpoints(exp / CHECKPOINTS)))
-        resume = resume or again
+        if world.restarts and recipe is not None and data is not None:
+            resume = resume or world.from_main(lambda: is_run(exp, recipe, data))
 
         def begin() -> RunSetup:
             if resume:
                 return resume_run(exp, data)
             if recipe is None or data is None:
                 raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
-            return start_run(recipe, data, exp, world.device)
+            return start_run(recipe, data, exp, world)
 
         setup = world.main_first(begin, lambda: open_run(exp))
         console = (console or Console()) if world.main else Console(quiet=True)
@@ -223,16 +223,14 @@ class Trainer:
             self._optimize(in_order(shares), log, display)
             now = time.perf_counter()
             self.progress.spent_s, begun = self.progress.spent_s + now - begun, now
-            self.stopping = any(share.stop for share in shares)
+            self.stopping = any(each.stop for each in shares)
             if self.stopping:
                 return
-            if any(share.save for share in shares):
+            if any(each.save for each in shares):
                 self._save()
         self.progress.epoch += 1
-        if (
-            self.progress.epoch % self.options.validate_every == 0
-            or self.progress.epoch == self.options.epochs
-        ):
+        last = self.progress.epoch == self.options.epochs
+        if last or self.progress.epoch % self.options.validate_every == 0:
             self._validate(log, display)
 
     def _go_through(self, steps: Iterator[list[Batch]], interrupt: Interrupt) -> Share | None:
@@ -272,9 +270,9 @@ class Trainer:
                 shares = self.world.gather(share)
                 if not self.sharded:
                     sum_gradients(self.parameters, self.world)
-        for share in shares:
-            if share.error is not None:
-                self.world.fail(share.error)
+        for each in shares:
+            if each.error is not None:
+                self.world.fail(each.error)
         return shares
 
     def _optimize(

@@ -307,7 +307,6 @@ class Torchrun:
     def __init__(self, corpus: Path, exp: Path, *options: str) -> None:
         config = exp.with_suffix(".yaml")
         save_config(LONG, config)
-        # `odd` must get past the length check here too, in processes that this one does not fork.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         train = ["-m", "asr", "train", str(config), "--data", str(corpus), "--exp", str(exp)]
         self.exp = exp
@@ -352,7 +351,7 @@ def test_training_goes_on_after_a_process_was_killed(clean: Path, tmp_path: Path
     run = Torchrun(clean, exp, "--max-restarts", "1")
     run.wait_for_step(3)
     before = len(records(exp))
-    os.kill(run.workers()[-1], signal.SIGKILL)
+    os.kill(run.workers()[0], signal.SIGKILL)  # the main one, which may be writing
     code, out, err = run.end()
     assert code == 0, err
     assert "resuming at step" in out
@@ -362,6 +361,18 @@ def test_training_goes_on_after_a_process_was_killed(clean: Path, tmp_path: Path
     one, other = load_file(exp / "model.safetensors"), load_file(undisturbed / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not [path.name for path in (exp / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_a_restart_goes_on_with_its_own_run_only(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp, config = tmp_path / "exp", recipe(epochs=1)
+    train(config, clean, exp, console=Console(quiet=True))
+    (exp / "README.md").unlink()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train(config, clean, exp, console=Console(quiet=True)).finished
+    with pytest.raises(TrainingError, match="there is a run in this directory"):
+        train(recipe(epochs=2), clean, exp, console=Console(quiet=True))
 
 
 def test_a_signal_to_the_launcher_saves_and_stops_all(clean: Path, tmp_path: Path) -> None:
