@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -85,6 +85,10 @@ class World:
         made: list[T] = []
         self.from_main(lambda: made.append(main()))
         return made[0] if self.main else others()
+
+    def in_touch(self) -> AbstractContextManager[Any]:
+        """Around what asks other processes by itself, as sharded layers do: their death becomes one line."""
+        return nullcontext() if self.size == 1 else _in_touch("gloo|NCCL")
 
     def fail(self, error: AsrError) -> NoReturn:
         """End all processes with an error that all of them have found; the main process says it."""
@@ -170,30 +174,32 @@ def read_world(device: str, environment: Mapping[str, str]) -> World:
 
 def _device(name: str, local_rank: int, processes: int) -> torch.device:
     """The device of one of the processes on this machine: each has a GPU of its own."""
-    device = check_device(name)
-    if device.type != "cuda":
-        return device
-    if device.index is not None:
+    kind, _, number = name.partition(":")
+    gpus = torch.cuda.device_count() if kind == "cuda" else 0
+    if not gpus:
+        return check_device(name)
+    if number:
         raise TrainingError(
             f"expected --device cuda with {processes} processes, which share the GPUs out, found {name}"
         )
-    gpus = torch.cuda.device_count()
     if processes > gpus:
         raise TrainingError(
             f"expected at most as many processes as GPUs, found {processes} processes and {gpus} GPUs; "
             f"use --nproc-per-node {gpus}, or --device cpu"
         )
-    return torch.device("cuda", local_rank)
+    return check_device(f"cuda:{local_rank}")  # and not cuda, which would cost memory on the first GPU
 
 
 @contextmanager
-def _in_touch() -> Iterator[Any]:
-    """torch.distributed; if another process has died, that becomes one line."""
+def _in_touch(sign: str = "") -> Iterator[Any]:
+    """torch.distributed; if another process has died, an error with `sign` in it, that becomes one line."""
     from torch import distributed as dist
 
     try:
         yield dist
     except RuntimeError as error:
+        if not re.search(sign, str(error)):
+            raise
         raise TrainingError(
             f"lost another process of this training ({_one_line(error)}); its own message says why, if it "
             "had the time; the checkpoints stay: go on with --resume"

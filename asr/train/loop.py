@@ -240,7 +240,8 @@ class Trainer:
                 batches = next(steps, None)
             if batches is None:
                 return None
-            results = [self._backward(batch) for batch in batches]
+            with self.world.in_touch():
+                results = [self._backward(batch) for batch in batches]
         except AsrError as error:
             if self.sharded:
                 raise  # the others wait in the middle of a layer, and will find it lost

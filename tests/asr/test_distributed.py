@@ -280,8 +280,9 @@ def test_an_error_of_one_process_ends_all_with_one_line(
     assert (tmp_path / "out-1").read_text() == ""
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_the_death_of_a_process_is_one_line_for_the_others(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
     from asr.train import loop
 
@@ -293,7 +294,7 @@ def test_the_death_of_a_process_is_one_line_for_the_others(
     go_through = loop.train_batch
     monkeypatch.setattr(loop, "train_batch", dead)
     config = tmp_path / "recipe.yaml"
-    save_config(recipe(), config)
+    save_config(recipe(sharding=sharding), config)
     arguments = ("train", config, "--data", corpus, "--exp", tmp_path / "exp")
     codes, errors = command_together(tmp_path, *arguments)
     assert codes == [1, -signal.SIGKILL]
@@ -330,7 +331,7 @@ class Torchrun:
         return self.process.returncode, out, err
 
 
-LONG = recipe(epochs=10, checkpoint_minutes=1e-9)
+LONG = recipe(epochs=6, checkpoint_minutes=1e-9)
 
 
 @pytest.fixture(scope="module")
