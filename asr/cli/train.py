@@ -29,7 +29,10 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
-    """Train a model. Ctrl-C saves and prints the command that goes on."""
+    """Train a model. Ctrl-C saves and prints the command that goes on.
+
+    Several processes: torchrun --nproc-per-node N -m asr train ..., each with a GPU of its own on cuda.
+    """
     from asr.config import load_recipe, override
     from asr.errors import ConfigError
     from asr.train.loop import train as run

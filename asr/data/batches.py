@@ -9,6 +9,14 @@ was interrupted.
     for batch in batches:      # goes on after the last batch that was handed out
         ...
     batches.state_dict()       # {"epoch": 4, "position": 0, ...}: a finished epoch moves on to the next
+
+Of several processes that train together each has the same plan and makes the batches that are dealt to it
+(`asr.data.plan.Dealing`). The position counts the batches of all of them: it means the same to any number
+of processes.
+
+    batches.deal(Dealing(rank, world_size, per_step))
+    for own in batches.steps():    # a list of batches for each optimiser step; maybe an empty one at the end
+        ...
 """
 
 from __future__ import annotations
@@ -32,7 +40,16 @@ from asr.audio import Samples
 from asr.config import Config
 from asr.data.augment import AugmentConfig, Augmenter, ConcatenateConfig, SpeedConfig
 from asr.data.manifests import cut_speaker, cut_text
-from asr.data.plan import BatchPlan, Source, Utterance, plain_utterances, plan_batches, plan_utterances
+from asr.data.plan import (
+    BatchPlan,
+    Dealing,
+    Source,
+    Turns,
+    Utterance,
+    plain_utterances,
+    plan_batches,
+    plan_utterances,
+)
 from asr.data.samples import SampleCache
 from asr.errors import AsrError, TrainingError
 from asr.lengths import seconds_to_samples
@@ -56,9 +73,9 @@ class BatchesConfig(Config):
     shuffle: bool = True
     seed: int = 0
     num_workers: int = 1
-    """Worker processes, at most one per core; 0 makes batches in the training process."""
+    """Worker processes of each training process, at most one per core; 0 makes batches in that itself."""
     cache_mb: float = 512.0
-    """Decoded samples kept in memory, all workers together."""
+    """Decoded samples that a training process keeps in memory, all its workers together."""
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
     """How workers start; None is fork on Linux, else spawn (which needs an importable main module)."""
     concatenate: ConcatenateConfig = ConcatenateConfig()
@@ -88,6 +105,10 @@ class Batch:
     """(B,) int64."""
     duration_s: float
     """Seconds of audio in all utterances, without padding."""
+    seed: int = 0
+    """Of what is drawn while the network goes through it: where and when it is trained on does not matter."""
+    borrowed: bool = False
+    """Another process learns from it; see Dealing.in_step."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -121,23 +142,38 @@ class Batches:
         self._maker = BatchMaker(self.cuts, config, self.augment, fbank, tokenizer, specaugment)
         self._epoch = 0
         self._position = 0
+        self._dealing = Dealing()
         self._fingerprint = ""
         self._planned: tuple[int, list[BatchPlan]] | None = None
         self._loader: DataLoader[Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch. Raises TokenError or AudioError naming the utterance."""
+        for own in self.steps():
+            yield from own
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """The rest of the epoch, for each optimiser step the batches that are dealt to this process.
+
+        Raises TokenError or AudioError naming the utterance.
+        """
         if not self.training:
             self._position = 0
-        for made in self._made():
-            if isinstance(made, AsrError):
-                raise made
-            self._position += 1
-            yield made
+        made = self._made()
+        for turns in self._turns():
+            own = [_checked(next(made)) for _ in turns.own]
+            if turns.borrowed is not None:
+                own.append(replace(_checked(next(made)), borrowed=True))
+            self._position = turns.end
+            yield own
         self._epoch, self._position = self._epoch + 1, 0
 
+    def deal(self, dealing: Dealing) -> None:
+        """Share the batches with other processes, from the next iteration on."""
+        self._dealing = dealing
+
     def __len__(self) -> int:
-        """Batches in the whole of this epoch."""
+        """Batches in the whole of this epoch, of all processes."""
         return len(self.plans())
 
     @property
@@ -201,10 +237,20 @@ class Batches:
             epoch=epoch,
         )
 
+    def remaining(self) -> list[BatchPlan]:
+        """The batches that this process is still to make in this epoch."""
+        plans, numbers = self.plans(), list[int]()
+        for turns in self._turns():
+            numbers += turns.own if turns.borrowed is None else (*turns.own, turns.borrowed)
+        return [plans[number] for number in numbers]
+
+    def _turns(self) -> Iterator[Turns]:
+        return self._dealing.steps(self._position, len(self.plans()))
+
     def _made(self) -> Iterator[Any]:
         workers = worker_count(self.config.num_workers)
         if workers == 0:
-            return (self._maker[plan] for plan in self.plans()[self._position :])
+            return (self._maker[plan] for plan in self.remaining())
         if self._loader is None:
             self._loader = self._start(workers)
         return self._guarded(self._loader)
@@ -298,6 +344,7 @@ class BatchMaker(Dataset[Any]):
             targets=_padded([torch.tensor(row, dtype=torch.int64) for row in labels]),
             target_lengths=torch.tensor([len(row) for row in labels]),
             duration_s=sum(len(wave) for wave in waves) / self.sample_rate,
+            seed=plan.seed,
         )
 
     def samples(self, utterance: Utterance) -> Samples:
@@ -340,10 +387,10 @@ class _Remaining:
         self.batches = batches
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.batches.plans()[self.batches._position :])
+        return iter(self.batches.remaining())
 
     def __len__(self) -> int:
-        return len(self.batches.plans()) - self.batches._position
+        return len(self.batches.remaining())
 
 
 def worker_count(wanted: int) -> int:
@@ -370,6 +417,14 @@ def join_texts(texts: Iterable[str]) -> str:
 
 def _padded(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _checked(made: Any) -> Batch:
+    """A worker's batch; raises the error that it found."""
+    if isinstance(made, AsrError):
+        raise made
+    assert isinstance(made, Batch)
+    return made
 
 
 def _identity(item: Any) -> Any:

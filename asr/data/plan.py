@@ -13,7 +13,8 @@ same over a stream, but resumes by replaying it, and only for the same number of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,43 @@ class Source(NamedTuple):
 
     duration_s: float
     speaker: str
+
+
+class Turns(NamedTuple):
+    """The batches that one process makes for one optimiser step."""
+
+    own: tuple[int, ...]
+    """Numbers of its batches in the epoch's plan; none if there were too few for everyone."""
+    borrowed: int | None
+    """A batch of another process to go through without learning from it; see Dealing.in_step."""
+    end: int
+    """Number of the batch with which the next step begins."""
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How the planned batches are dealt out, like cards, to the processes that train together.
+
+    Every optimiser step takes the next `per_step` batches of the plan, whatever the number of processes: a
+    run can go on with another number of them, and learns from the same batches in the same steps.
+    """
+
+    rank: int = 0
+    """The process that this is."""
+    world_size: int = 1
+    """All processes."""
+    per_step: int = 1
+    """Batches of all processes in an optimiser step."""
+    in_step: bool = False
+    """Everyone goes through equally many batches: a process without one borrows the first of the step."""
+
+    def steps(self, begin: int, end: int) -> Iterator[Turns]:
+        """Batches `begin` to `end` - 1 of an epoch, in steps; the last step may be smaller."""
+        for first in range(begin, end, self.per_step):
+            last = min(first + self.per_step, end)
+            own = tuple(range(first + self.rank, last, self.world_size))
+            most = -(-(last - first) // self.world_size)
+            yield Turns(own, first if self.in_step and len(own) < most else None, last)
 
 
 def plan_utterances(

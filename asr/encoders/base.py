@@ -160,6 +160,11 @@ class Encoder(nn.Module, ABC):
         """
         return self
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Layers whose parameters only their own `forward` uses: training may keep each apart (sharding)."""
+        return []
+
     def check_steps(self, steps: int) -> None:
         """Raise ConfigError if a training of so many optimiser steps would leave out some of its modes."""
 

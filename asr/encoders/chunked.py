@@ -214,11 +214,20 @@ class ChunkedEncoder(Encoder):
         return self.entrance.factor * self.frame_shift_s
 
     def at_step(self, step: int | None) -> Self:
-        """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew."""
+        """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew for each step.
+
+        The draw depends on the step alone: processes that train together all hear the same context.
+        """
         contexts = self.config.contexts
         if len(contexts) == 1 or (step is not None and step < self.config.context_warmup_steps):
             return self
-        return self.with_context(contexts[int(torch.randint(len(contexts), ()))])
+        generator = torch.default_generator if step is None else torch.Generator().manual_seed(step)
+        return self.with_context(contexts[int(torch.randint(len(contexts), (), generator=generator))])
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """See Encoder.blocks."""
+        return list(self.layers)
 
     def check_steps(self, steps: int) -> None:
         """See Encoder.check_steps: the warm-up has to leave time for the other contexts."""

@@ -106,6 +106,11 @@ class RecurrentEncoder(Encoder):
         """See Encoder.why_not_streaming."""
         return "it is bidirectional and needs the whole utterance"
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """See Encoder.blocks."""
+        return list(self.layers)
+
     def encode(self, x: Tensor, x_lengths: Tensor, state: RecurrentState | None) -> EncoderOutput:
         """See Encoder.forward."""
         x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)

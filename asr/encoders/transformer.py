@@ -83,6 +83,11 @@ class TransformerEncoder(Encoder):
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """See Encoder.blocks."""
+        return list(self.layers)
+
     def encode(self, x: Tensor, x_lengths: Tensor, state: TransformerState | None) -> EncoderOutput:
         """See Encoder.forward."""
         x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)

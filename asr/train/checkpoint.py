@@ -4,11 +4,12 @@
 
     checkpoints/step-000120/
         model.safetensors       weights and feature statistics
-        optimizer.safetensors   AdamW's moments, and the random generators' states
+        optimizer.safetensors   AdamW's moments
         progress.json           step, epoch, place in the data, dev WER
 
-A checkpoint is written into a hidden directory, synced and renamed, and hidden again before it is deleted:
-one that is there is whole.
+Nothing in it depends on how many processes train, and no random generator's state is needed: what is drawn
+in a batch depends on its seed. A checkpoint is written into a hidden directory, synced and renamed, and
+hidden again before it is deleted: one that is there is whole.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from torch import Tensor, nn
 
 from asr.config import write_atomically
 from asr.errors import ModelError, TrainingError
-from asr.model_directory import WEIGHTS, load_weights, read_weights
+from asr.model_directory import WEIGHTS, read_weights
+from asr.train.sharding import spread_like, whole
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 PREFIX = "step-"
-CPU_RANDOM, CUDA_RANDOM = "random", "random.cuda"
+RANDOM = "random"
+"""Generators' states begin so in checkpoints written before batches had seeds; they are not needed."""
 
 
 class Progress(BaseModel):
@@ -48,6 +51,8 @@ class Progress(BaseModel):
     """Where the batches stand (Batches.state_dict)."""
     total_steps: int = 0
     """Length of the schedule, fixed when training began."""
+    batches_per_step: int = 0
+    """Batches of all processes in an optimiser step, fixed with it; 0: as many as the recipe accumulates."""
     heard_s: float = 0.0
     """Seconds of speech trained on."""
     spent_s: float = 0.0
@@ -59,9 +64,9 @@ class Progress(BaseModel):
 
 
 def save_checkpoint(
-    directory: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    directory: Path, network: nn.Module, moments: dict[str, Tensor], progress: Progress
 ) -> Path:
-    """Write a checkpoint under `directory` and return its path.
+    """Write a checkpoint under `directory` and return its path; `moments` are those of `gather_moments`.
 
     Where this step was saved before, the weights are the same: only a dev WER is added.
     """
@@ -76,7 +81,7 @@ def save_checkpoint(
     try:
         aside.mkdir(parents=True)
         save_file(_contiguous(network.state_dict()), aside / WEIGHTS)
-        save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER)
+        save_file(moments, aside / OPTIMIZER)
         write_atomically(aside / PROGRESS, content)
         for file in aside.iterdir():
             with file.open("rb") as stream:
@@ -88,19 +93,12 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore weights, moments and random states; raises ModelError naming the file."""
-    load_weights(network, path / WEIGHTS)
+def load_moments(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the optimiser's moments from the checkpoint `path`; raises ModelError naming the file."""
     try:
-        tensors = load_file(path / OPTIMIZER)
-        torch.set_rng_state(tensors.pop(CPU_RANDOM))
-        cuda = tensors.pop(CUDA_RANDOM, None)
-        if cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(cuda)
-        _restore_optimizer(optimizer, tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        _restore_optimizer(optimizer, load_file(path / OPTIMIZER))
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"{path / OPTIMIZER}: not readable ({error}); {_way_out(path)}") from error
-    return read_progress(path)
 
 
 def read_progress(path: Path) -> Progress:
@@ -111,6 +109,15 @@ def read_progress(path: Path) -> Progress:
     except (OSError, ValueError, ValidationError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{file}: not a checkpoint's progress ({reason}); {_way_out(path)}") from error
+
+
+def gather_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter index, whole; where it is sharded, all processes must ask for it."""
+    tensors: dict[str, Tensor] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            tensors[f"{index}.{name}"] = whole(torch.as_tensor(value).detach()).cpu().clone()
+    return tensors
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -135,7 +142,9 @@ def best(directory: Path, count: int) -> list[Path]:
 
 
 def prune(directory: Path, keep_best: int) -> None:
-    """Delete all but the newest checkpoint and the best ones."""
+    """Delete all but the newest checkpoint and the best ones, and what a killed process left half done."""
+    for hidden in directory.glob(f".{PREFIX}*"):
+        shutil.rmtree(hidden)
     kept = {*best(directory, keep_best), *checkpoints(directory)[-1:]}
     for path in checkpoints(directory):
         if path not in kept:
@@ -161,24 +170,15 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter index, and the generators' states beside it."""
-    tensors: dict[str, Tensor] = {CPU_RANDOM: torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors[CUDA_RANDOM] = torch.cuda.get_rng_state()
-    for index, entries in optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
-            tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-    return tensors
-
-
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    like = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [index for group in groups for index in group["params"]]
-    if state and sorted(state) != parameters:
-        raise ValueError(f"{len(state)} parameters of another network, expected {len(parameters)}")
+        if index != RANDOM:
+            state.setdefault(int(index), {})[name] = spread_like(tensor, like[int(index)])
+    # A layer that has not joined yet (Encoder.at_step) has no moments.
+    if any(entries["exp_avg"].shape != like[index].shape for index, entries in state.items()):
+        raise ValueError(f"moments of another network, which has no {len(like)} parameters of these shapes")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from asr.config import Config
+from asr.train.distributed import World
 
 PACKAGES = ("asr-transducer", "torch", "lhotse", "numpy", "sentencepiece", "soundfile", "soxr")
 
@@ -28,14 +29,14 @@ class Environment(Config):
     hardware: str
 
 
-def describe_environment(device: torch.device) -> Environment:
+def describe_environment(world: World) -> Environment:
     """Ask git, the packages and the machine; never fails."""
     return Environment(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=_commit(),
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
-        hardware=_hardware(device),
+        hardware=_hardware(world.device, world.size),
     )
 
 
@@ -60,8 +61,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _hardware(device: torch.device) -> str:
+def _hardware(device: torch.device, processes: int) -> str:
     cpu = f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    if processes > 1:
+        cpu = f"{processes} processes, {cpu}"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({cpu})"
     return cpu

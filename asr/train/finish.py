@@ -9,19 +9,25 @@ from asr.model_directory import WEIGHTS, load_weights, save_model
 from asr.search import Search
 from asr.train import checkpoint
 from asr.train.card import model_card
+from asr.train.distributed import World
 from asr.train.metrics import read_log
 from asr.train.setup import CHECKPOINTS, RunSetup
 from asr.train.validate import validate
 
 
 def finish(
-    setup: RunSetup, exp: Path, progress: checkpoint.Progress, search: Search, say: Callable[[str], None]
+    setup: RunSetup,
+    exp: Path,
+    progress: checkpoint.Progress,
+    search: Search,
+    say: Callable[[str], None],
+    world: World,
 ) -> float:
     """Make `exp` a model directory; returns the dev WER of the weights that were kept, in 0..1."""
     network, directory = setup.network, exp / CHECKPOINTS
-    best = checkpoint.best(directory, setup.recipe.training.keep_best)
+    best = world.from_main(lambda: checkpoint.best(directory, setup.recipe.training.keep_best))
     network.load_state_dict(checkpoint.average(best))
-    averaged = validate(network, search, setup.dev, setup.tokenizer)
+    averaged = validate(network, search, setup.dev, setup.tokenizer, world)
     single = checkpoint.read_progress(best[0])
     wer, chosen = averaged.wer, f"average of {len(best)} checkpoints"
     # On a few hundred words of dev the WER of single checkpoints jumps by chance; the loss tells them apart.
@@ -29,8 +35,13 @@ def finish(
         load_weights(network, best[0] / WEIGHTS)
         wer, chosen = single.dev_wer, best[0].name
     throughput = progress.heard_s / max(progress.spent_s, 1e-9)
-    _draw(exp)
-    save_model(exp, setup.model_config, network, setup.tokenizer, model_card(setup, chosen, wer, throughput))
+
+    def write() -> None:
+        _draw(exp)
+        card = model_card(setup, chosen, wer, throughput)
+        save_model(exp, setup.model_config, network, setup.tokenizer, card)
+
+    world.from_main(write)
     say(f"dev WER {100 * wer:.2f} % ({chosen}){setup.mark}")
     return wer
 

@@ -12,35 +12,44 @@ A run lives in one directory:
     EXP/training.png              the curves
 
 Stopping (Ctrl-C, SIGTERM) saves a checkpoint and exits; resuming goes on with the same weights, moments,
-random numbers and batches as if nothing had happened.
+random numbers and batches as if nothing had happened. Under torchrun several processes run this loop
+together (asr.train.distributed); every optimiser step then is:
+
+    each process: gradients of its batches -> exchange what happened -> sum gradients -> the same update
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from asr.data.batches import Batch
-from asr.errors import TrainingError
+from asr.data.plan import Dealing
+from asr.errors import AsrError, TrainingError
 from asr.interrupt import Interrupt
-from asr.model_directory import CARD, check_device
+from asr.model_directory import CARD, WEIGHTS, load_weights
 from asr.search import build_search
 from asr.train import checkpoint
+from asr.train.distributed import World, started
 from asr.train.finish import finish
-from asr.train.metrics import RunLog, Stopwatch
+from asr.train.gradients import divide_gradients, sum_gradients
+from asr.train.metrics import NoLog, RunLog, Stopwatch
 from asr.train.optim import build_optimizer, learning_rate
-from asr.train.preflight import preflight
+from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
 from asr.train.recipe import Recipe
-from asr.train.setup import CHECKPOINTS, RunSetup, resume_run, start_run
-from asr.train.step import BatchResult, train_batch
+from asr.train.setup import CHECKPOINTS, RunSetup, is_run, open_run, resume_run, start_run
+from asr.train.sharding import gather_weights, shard, whole
+from asr.train.step import BatchResult, Share, in_order, train_batch
 from asr.train.validate import validate
+from asr.transducer import Transducer
 
 MAX_SKIPPED = 20
 """Steps in a row without a finite gradient after which training has diverged."""
@@ -69,34 +78,46 @@ def train(
     """Train `recipe` on the corpus directory `data` into `exp`, or go on with the run in `exp`.
 
     With `resume`, `data` says where the corpus has moved, if it has. Raises TrainingError, DataError or
-    ConfigError with one line; the last checkpoint is never lost.
+    ConfigError with one line; the last checkpoint is never lost. Of several processes the main one raises
+    it, and SystemExit ends the others. A run that torchrun starts again after a process has died goes on
+    where its last checkpoint is.
     """
-    where = check_device(device)
-    if resume:
-        setup = resume_run(exp, data)
-    elif recipe is None or data is None:
-        raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
-    else:
-        setup = start_run(recipe, data, exp, where)
-    return Trainer(setup, exp, where, console or Console(), profile).run(resume)
+    with started(device) as world:
+        if world.restarts and recipe is not None and data is not None:
+            resume = resume or world.from_main(lambda: is_run(exp, recipe, data))
+
+        def begin() -> RunSetup:
+            if resume:
+                return resume_run(exp, data)
+            if recipe is None or data is None:
+                raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
+            return start_run(recipe, data, exp, world)
+
+        setup = world.main_first(begin, lambda: open_run(exp))
+        console = (console or Console()) if world.main else Console(quiet=True)
+        return Trainer(setup, exp, world, console, profile).run(resume)
 
 
 class Trainer:
     """One run; see the module docstring."""
 
-    def __init__(
-        self, setup: RunSetup, exp: Path, device: torch.device, console: Console, profile: bool
-    ) -> None:
-        self.setup, self.exp, self.console, self.profile = setup, exp, console, profile
+    trained: Transducer
+    """What learns: the network, or its sharded copy."""
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, setup: RunSetup, exp: Path, world: World, console: Console, profile: bool) -> None:
+        self.setup, self.exp, self.world, self.console, self.profile = setup, exp, world, console, profile
         self.recipe, self.batches, self.options = setup.recipe, setup.batches, setup.recipe.training
-        self.network = setup.network.to(device)
+        self.network = setup.network.to(world.device)
+        self.sharded = self.options.sharding == "fsdp2" and world.size > 1
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        self.optimizer = build_optimizer(self.recipe.optimizer, self.network)
         self.search = build_search(self.recipe.search, self.network)
         self.progress = checkpoint.Progress()
         self.clock = Stopwatch()
         self.skipped = 0
+        self.stopping = False
         self.saved_at = time.monotonic()
 
     def run(self, resume: bool) -> Outcome:
@@ -106,93 +127,171 @@ class Trainer:
                 self._resume()
             else:
                 self._prepare()
-            if self.progress.epoch == self.options.epochs and (self.exp / CARD).exists():
+            if self.world.from_main(self._is_finished):
                 self._say(f"this run is finished; the model is in {self.exp}")
                 return Outcome(self.exp, True, None)
-            log = RunLog(self.exp, self.progress.step)
+            log = RunLog(self.exp, self.progress.step) if self.world.main else NoLog()
             try:
                 with TrainingProgress(self.console, self.progress.total_steps) as display:
-                    while self.progress.epoch < self.options.epochs and not interrupt.requested:
+                    while not self._asked_to_stop(interrupt) and self.progress.epoch < self.options.epochs:
                         self._epoch(log, display, interrupt)
             finally:
                 log.close()
-            if interrupt.requested:
+            if self.stopping:
                 return self._interrupted()
-        wer = finish(self.setup, self.exp, self.progress, self.search, self._say)
+        wer = finish(self.setup, self.exp, self.progress, self.search, self._say, self.world)
         if self.profile:
             self._say_profile()
         self._say(f"model: {self.exp}")
         return Outcome(self.exp, True, wer)
 
     def _resume(self) -> None:
-        path = checkpoint.latest(self.exp / CHECKPOINTS)
-        self.progress = checkpoint.load_checkpoint(path, self.network, self.optimizer)
-        self.batches.load_state_dict(self.progress.data)
+        path = self.world.from_main(lambda: checkpoint.latest(self.exp / CHECKPOINTS))
+
+        def load_network() -> None:
+            load_weights(self.network, path / WEIGHTS)
+
+        def load_rest() -> checkpoint.Progress:
+            checkpoint.load_moments(path, self.optimizer)
+            progress = checkpoint.read_progress(path)
+            self.batches.load_state_dict(progress.data)
+            return progress
+
+        self.world.main_first(load_network, load_network)
+        self._build_optimizer()
+        self.progress = self.world.main_first(load_rest, load_rest)
         self.progress.dev_wer = None
+        self.progress.batches_per_step = self.progress.batches_per_step or self.options.accumulate
+        self._deal()
         self._say(f"resuming at step {self.progress.step} from {path}")
 
     def _prepare(self) -> None:
         """Everything before the first step; ends with a checkpoint, the first that can be resumed."""
-        steps = -(-len(self.batches) // self.options.accumulate)
+        processes, per_step = self.world.size, self.options.accumulate * self.world.size
+        steps = -(-len(self.batches) // per_step)
+        self.progress.batches_per_step = per_step
         self.progress.total_steps = steps * self.options.epochs
-        self.network.encoder.check_steps(self.progress.total_steps)
-        cost = preflight(self.setup)
+        cost = self.world.from_main(self._check)
+        self.world.copy_from_main(self.network.state_dict().values())
+        self._build_optimizer()
+        self._deal()
         self._say(
             f"{cost.parameters / 1e6:.2f} M parameters · {self.options.epochs} epochs of {steps} steps · "
             f"about {cost.frames_per_second:,.0f} frames/s · memory {cost.peak_bytes / 2**20:,.0f} MiB"
+            + (f", each of {processes} processes" if processes > 1 else "")
         )
-        # The trial consumed random numbers; training's depend on the seed alone.
-        torch.manual_seed(self.options.seed)
         self._save()
 
-    def _epoch(self, log: RunLog, display: TrainingProgress, interrupt: Interrupt) -> None:
-        """The rest of the current epoch, then validation and a checkpoint."""
-        self.network.train()
-        options, group = self.options, list[BatchResult]()
-        for batch in self._timed(self.batches):
-            share, precision = 1.0 / options.accumulate, options.precision
-            step = self.progress.step
-            group.append(
-                train_batch(
-                    self.network, batch, share=share, precision=precision, clock=self.clock, step=step
+    def _check(self) -> Cost:
+        """What would keep the run from its end, and what it costs."""
+        self.network.encoder.check_steps(self.progress.total_steps)
+        return preflight(self.setup)
+
+    def _build_optimizer(self) -> None:
+        """Decide what is trained, once the network has its weights."""
+        self.trained = shard(self.network, self.world) if self.sharded else self.network
+        self.parameters = list(self.trained.parameters())
+        self.optimizer = build_optimizer(self.recipe.optimizer, self.trained)
+
+    def _deal(self) -> None:
+        """Share the batches out; a run keeps its batches per step, whatever the number of processes."""
+        processes, per_step = self.world.size, self.progress.batches_per_step
+        if processes > per_step:
+            self.world.fail(
+                TrainingError(
+                    f"expected at most {per_step} processes, as this run has {per_step} batches in each "
+                    f"optimiser step, found {processes}; go on with --nproc-per-node {per_step} or fewer"
                 )
             )
-            self._report_non_finite(group[-1], log)
-            self.progress.heard_s += batch.duration_s
-            if len(group) == options.accumulate:
-                self._optimize(group, log, display)
-                group = []
-                if interrupt.requested:
-                    return
-                if time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes:
-                    self._save()
-        if group:
-            self._optimize(group, log, display)
-        self.progress.epoch += 1
-        if self.progress.epoch % options.validate_every == 0 or self.progress.epoch == options.epochs:
-            self._validate(log, display)
+        self.batches.deal(Dealing(self.world.rank, processes, per_step, in_step=self.sharded))
+        self.setup.dev.deal(Dealing(self.world.rank, processes, processes))
 
-    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, with the wait for each counted as `data`."""
-        iterator, begun = iter(batches), time.perf_counter()
-        while True:
-            with self.clock("data"):
-                batch = next(iterator, None)
-            if batch is None:
-                return
-            yield batch
+    def _is_finished(self) -> bool:
+        return self.progress.epoch == self.options.epochs and (self.exp / CARD).exists()
+
+    def _asked_to_stop(self, interrupt: Interrupt) -> bool:
+        """Whether any process was, between two epochs."""
+        self.stopping = self.stopping or self.world.any(interrupt.requested)
+        return self.stopping
+
+    def _epoch(self, log: RunLog | NoLog, display: TrainingProgress, interrupt: Interrupt) -> None:
+        """The rest of the current epoch, then validation and a checkpoint."""
+        self.trained.train()
+        steps, begun = self.batches.steps(), time.perf_counter()
+        while (share := self._go_through(steps, interrupt)) is not None:
+            shares = self._exchange(share)
+            self._optimize(in_order(shares), log, display)
             now = time.perf_counter()
             self.progress.spent_s, begun = self.progress.spent_s + now - begun, now
+            self.stopping = any(each.stop for each in shares)
+            if self.stopping:
+                return
+            if any(each.save for each in shares):
+                self._save()
+        self.progress.epoch += 1
+        last = self.progress.epoch == self.options.epochs
+        if last or self.progress.epoch % self.options.validate_every == 0:
+            self._validate(log, display)
 
-    def _optimize(self, group: list[BatchResult], log: RunLog, display: TrainingProgress) -> None:
-        """One optimiser step from the gradients of `group`; none if they are not finite."""
-        progress = self.progress
+    def _go_through(self, steps: Iterator[list[Batch]], interrupt: Interrupt) -> Share | None:
+        """The gradients of this process's batches of the next step; None at the end of the epoch."""
+        try:
+            with self.clock("data"):
+                batches = next(steps, None)
+            if batches is None:
+                return None
+            with self.world.in_touch():
+                results = [self._backward(batch) for batch in batches]
+        except AsrError as error:
+            if self.sharded:
+                raise  # the others wait in the middle of a layer, and will find it lost
+            return Share(error=error)
+        own = tuple(r for r, batch in zip(results, batches, strict=True) if not batch.borrowed)
+        minutes = (time.monotonic() - self.saved_at) / 60
+        due = self.world.main and minutes > self.options.checkpoint_minutes
+        return Share(own, stop=interrupt.requested, save=due)
+
+    def _backward(self, batch: Batch) -> BatchResult:
+        return train_batch(
+            self.trained,
+            batch,
+            precision=self.options.precision,
+            clock=self.clock,
+            step=self.progress.step,
+            seed=self.options.seed,
+            in_step=self.sharded,
+        )
+
+    def _exchange(self, share: Share) -> list[Share]:
+        """What all processes did, their gradients summed; ends them all if one of them met an error."""
+        if self.world.size == 1:
+            shares = [share]
+        else:
+            with self.clock("communication"):
+                shares = self.world.gather(share)
+                if not self.sharded:
+                    sum_gradients(self.parameters, self.world)
+        for each in shares:
+            if each.error is not None:
+                self.world.fail(each.error)
+        return shares
+
+    def _optimize(
+        self, results: Sequence[BatchResult], log: RunLog | NoLog, display: TrainingProgress
+    ) -> None:
+        """One optimiser step from the gradients of `results`; none if they are not finite."""
+        progress, labels = self.progress, sum(result.labels for result in results)
+        for result in results:
+            self._report_non_finite(result, log)
+            progress.heard_s += result.duration_s
         lr = learning_rate(self.recipe.optimizer, progress.step, progress.total_steps)
         with self.clock("optimiser"):
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = lr
-            norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip_norm))
-            usable = norm < float("inf") and any(result.labels for result in group)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            # Shards arrive as means over the processes.
+            divide_gradients(self.parameters, max(labels, 1) / (self.world.size if self.sharded else 1))
+            norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)))
+            usable = norm < float("inf") and labels > 0
             if usable:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -201,36 +300,41 @@ class Trainer:
             self._skip(norm, log)
             return
         self.skipped = 0
-        loss = sum(result.loss for result in group) / max(1, sum(result.labels for result in group))
+        loss = sum(result.loss for result in results) / labels
         log.write("train", progress.step, loss=loss, lr=lr, grad_norm=norm, epoch=progress.epoch)
         display.step(progress.step, progress.epoch, loss, norm)
 
-    def _skip(self, norm: float, log: RunLog) -> None:
+    def _skip(self, norm: float, log: RunLog | NoLog) -> None:
         """Note a step without an update; raise TrainingError if that is the policy, or if it goes on."""
         step, self.skipped = self.progress.step, self.skipped + 1
         log.write("skip", step, why="no finite gradient", grad_norm=str(norm))
         if self.options.non_finite == "stop" or self.skipped == MAX_SKIPPED:
-            raise TrainingError(
-                f"step {step}: no finite gradient ({self.skipped} steps in a row); lower optimizer.lr or "
-                f"training.clip_norm in a new run; the checkpoints in {self.exp / CHECKPOINTS} stay"
+            self.world.fail(
+                TrainingError(
+                    f"step {step}: no finite gradient ({self.skipped} steps in a row); lower optimizer.lr or "
+                    f"training.clip_norm in a new run; the checkpoints in {self.exp / CHECKPOINTS} stay"
+                )
             )
         self._say(f"step {step}: no finite gradient (norm {norm}); step left out")
 
-    def _report_non_finite(self, result: BatchResult, log: RunLog) -> None:
+    def _report_non_finite(self, result: BatchResult, log: RunLog | NoLog) -> None:
         if not result.non_finite:
             return
         step, names = self.progress.step + 1, ", ".join(result.non_finite)
         if self.options.non_finite == "stop":
-            raise TrainingError(
-                f"step {step}: the loss is not finite for {names}; remove them (too short for their text?), "
-                "lower the learning rate, or set training.non_finite=skip"
+            self.world.fail(
+                TrainingError(
+                    f"step {step}: the loss is not finite for {names}; remove them (too short for their "
+                    "text?), lower the learning rate, or set training.non_finite=skip"
+                )
             )
         log.write("skip", step, why="loss is not finite", utterances=list(result.non_finite))
         self._say(f"step {step}: loss is not finite, left out: {names}")
 
-    def _validate(self, log: RunLog, display: TrainingProgress) -> None:
+    def _validate(self, log: RunLog | NoLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
-            dev = validate(self.network, self.search, self.setup.dev, self.setup.tokenizer)
+            self._gather_weights()
+            dev = validate(self.network, self.search, self.setup.dev, self.setup.tokenizer, self.world)
         self.progress.dev_wer, self.progress.dev_loss = dev.wer, dev.loss
         log.write("dev", self.progress.step, dev_wer=dev.wer, dev_loss=dev.loss, epoch=self.progress.epoch)
         display.validated(self.progress.epoch, dev.wer, dev.loss)
@@ -238,17 +342,30 @@ class Trainer:
         self.progress.dev_wer = None
 
     def _save(self) -> Path:
-        directory = self.exp / CHECKPOINTS
         self.progress.data = self.batches.state_dict()
-        path = checkpoint.save_checkpoint(directory, self.network, self.optimizer, self.progress)
-        checkpoint.prune(directory, self.options.keep_best)
+        self._gather_weights()
+        writing = self.world.main or self.sharded
+        moments = checkpoint.gather_moments(self.optimizer) if writing else {}
+        path = self.world.from_main(lambda: self._write(moments))
         self.saved_at = time.monotonic()
         return path
+
+    def _write(self, moments: dict[str, Tensor]) -> Path:
+        directory = self.exp / CHECKPOINTS
+        path = checkpoint.save_checkpoint(directory, self.network, moments, self.progress)
+        checkpoint.prune(directory, self.options.keep_best)
+        return path
+
+    def _gather_weights(self) -> None:
+        """What is trained, in one piece, for all that is not training."""
+        if self.sharded:
+            gather_weights(self.trained, self.network)
 
     def _interrupted(self) -> Outcome:
         path = self._save()
         self._say(f"stopped at step {self.progress.step}; saved {path}")
-        self._say(f"resume: asr train --resume --exp {shlex.quote(str(self.exp))}")
+        command = "asr" if self.world.size == 1 else f"torchrun --nproc-per-node {self.world.size} -m asr"
+        self._say(f"resume: {command} train --resume --exp {shlex.quote(str(self.exp))}")
         return Outcome(self.exp, False, None)
 
     def _say_profile(self) -> None:

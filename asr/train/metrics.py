@@ -43,6 +43,16 @@ class RunLog:
         self._board.close()
 
 
+class NoLog:
+    """The log of a process that writes none."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """All whole records of a run's log; the half line of a crash is left out."""
     path = directory / LOG

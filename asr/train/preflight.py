@@ -84,7 +84,7 @@ def measure_cost(batches: Sequence[Batch], network: Transducer, precision: str) 
     """Run forward and backward of trial batches and discard the gradients."""
     start = time.perf_counter()
     for batch in batches:
-        train_batch(network, batch, share=1.0, precision=precision, clock=Stopwatch())
+        train_batch(network, batch, precision=precision, clock=Stopwatch())
     elapsed = time.perf_counter() - start
     network.zero_grad(set_to_none=True)
     frames = sum(int(batch.feature_lengths.sum()) for batch in batches)

@@ -30,6 +30,7 @@ class TrainingProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=console.quiet,
         )
         self._task = self._bar.add_task("training", total=total_steps, status="")
 

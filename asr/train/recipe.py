@@ -26,7 +26,7 @@ class TrainingConfig(Config):
 
     epochs: int = Field(30, ge=1)
     accumulate: int = Field(1, ge=1)
-    """Batches per optimiser step."""
+    """Batches per optimiser step, of each process."""
     clip_norm: float = Field(5.0, gt=0)
     """Gradients are scaled down to this norm."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -40,6 +40,8 @@ class TrainingConfig(Config):
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Longest time between checkpoints within an epoch."""
     seed: int = 0
+    sharding: Literal["none", "fsdp2"] = "none"
+    """What each of several processes holds: the whole network, or a part of it (asr.train.sharding)."""
     threads: int = Field(0, ge=0)
     """CPU threads of the network; 0 leaves torch's choice."""
 

@@ -18,6 +18,7 @@ from asr.features.specaugment import SpecAugment
 from asr.model_directory import ModelConfig, build_network
 from asr.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from asr.train.checkpoint import checkpoints
+from asr.train.distributed import World
 from asr.train.environment import Environment, describe_environment
 from asr.train.recipe import Recipe
 from asr.transducer import Transducer
@@ -76,7 +77,7 @@ class RunSetup:
         return _training_batches(self.recipe, self.batches.cuts, self.tokenizer, masked=False)
 
 
-def start_run(recipe: Recipe, data: Path, exp: Path, device: torch.device) -> RunSetup:
+def start_run(recipe: Recipe, data: Path, exp: Path, world: World) -> RunSetup:
     """A new run in `exp`; raises TrainingError if there is one already."""
     if checkpoints(exp / CHECKPOINTS):
         raise TrainingError(
@@ -89,7 +90,7 @@ def start_run(recipe: Recipe, data: Path, exp: Path, device: torch.device) -> Ru
         data=str(data.resolve()),
         corpus=card.name,
         synthetic=card.synthetic,
-        environment=describe_environment(device),
+        environment=describe_environment(world),
     )
     setup = _build(recipe, info, tokenizer)
     exp.mkdir(parents=True, exist_ok=True)
@@ -103,11 +104,23 @@ def resume_run(exp: Path, data: Path | None = None) -> RunSetup:
     """The run in `exp` again, its corpus now in `data` if given; raises TrainingError if there is none."""
     if not checkpoints(exp / CHECKPOINTS):
         raise TrainingError(f"{exp}: no run to resume here (no {CHECKPOINTS}); start one without --resume")
-    info = load_config(exp / RUN, RunInfo)
     if data is not None:
-        info = info.model_copy(update={"data": str(data.resolve())})
-        save_config(info, exp / RUN)
-    return _build(load_config(exp / RECIPE, Recipe), info, load_tokenizer(exp))
+        info = load_config(exp / RUN, RunInfo)
+        save_config(info.model_copy(update={"data": str(data.resolve())}), exp / RUN)
+    return open_run(exp)
+
+
+def is_run(exp: Path, recipe: Recipe, data: Path) -> bool:
+    """Whether the run in `exp` is one of this recipe and corpus, and can be resumed."""
+    if not checkpoints(exp / CHECKPOINTS):
+        return False
+    same_data = load_config(exp / RUN, RunInfo).data == str(data.resolve())
+    return same_data and load_config(exp / RECIPE, Recipe) == recipe
+
+
+def open_run(exp: Path) -> RunSetup:
+    """The run in `exp` as the main process has begun it."""
+    return _build(load_config(exp / RECIPE, Recipe), load_config(exp / RUN, RunInfo), load_tokenizer(exp))
 
 
 def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:

@@ -3,15 +3,22 @@
 The encoder's output is cut out of the graph, the losses are differentiated down to it, and that gradient
 is handed to the encoder. The result is the same as one backward, but the memory of the lattice is free
 before the encoder's backward begins, and the two can be timed apart.
+
+What is drawn on the way (dropout) depends on the batch's seed alone: not on the process that goes through
+it, nor on what it went through before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from asr.data.batches import Batch
+from asr.errors import AsrError
 from asr.train.metrics import Stopwatch
 from asr.transducer import Transducer
 
@@ -25,26 +32,50 @@ class BatchResult(NamedTuple):
     """Labels of the utterances that counted."""
     non_finite: tuple[str, ...]
     """Ids of the utterances whose loss was not finite; they gave no gradient."""
+    duration_s: float
+    """Seconds of speech."""
+
+
+class Share(NamedTuple):
+    """What one process adds to an optimiser step, for all to know."""
+
+    results: tuple[BatchResult, ...] = ()
+    """Of its batches; their gradients stay with its network."""
+    error: AsrError | None = None
+    """What kept it from going on."""
+    stop: bool = False
+    """Whether it was asked to stop after this step."""
+    save: bool = False
+    """Whether a checkpoint is due after this step."""
+
+
+def in_order(shares: Sequence[Share]) -> list[BatchResult]:
+    """The results of all processes in the order of the epoch's plan, whose batches are dealt in turn."""
+    rounds = zip_longest(*(share.results for share in shares))
+    return [result for dealt in rounds for result in dealt if result is not None]
 
 
 def train_batch(
     network: Transducer,
     batch: Batch,
     *,
-    share: float,
     precision: str,
     clock: Stopwatch,
     step: int | None = None,
+    seed: int = 0,
+    in_step: bool = False,
 ) -> BatchResult:
-    """Add the gradients of the mean loss per label of `batch`, times `share`, to the network's.
+    """Add the gradients of the sum of the losses of `batch` to the network's; nothing if it is borrowed.
 
-    `step` is the optimiser step, for what warms up.
+    `step` is the optimiser step, for what warms up; `seed` goes with the batch's own. With `in_step` the
+    backward pass is made in any case, because other processes are waiting for it.
     """
     device = next(network.parameters()).device
     features, lengths, targets, target_lengths = (
         tensor.to(device, non_blocking=True)
         for tensor in (batch.features, batch.feature_lengths, batch.targets, batch.target_lengths)
     )
+    _seed(device, seed, batch.seed)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with clock("encoder"), autocast:
         encoded = network.encode(features, lengths, step=step)
@@ -52,13 +83,21 @@ def train_batch(
     with clock("loss"):
         with autocast:
             losses = network.losses(boundary, encoded.y_lengths, targets, target_lengths, step).total
-        finite = torch.isfinite(losses.detach())
+        finite = torch.isfinite(losses.detach()) & (not batch.borrowed)
         labels = int(target_lengths[finite].sum())
         total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
-        if bool(finite.any()):
-            (total * (share / max(labels, 1))).backward()  # type: ignore[no-untyped-call]
+        if in_step or bool(finite.any()):
+            total.backward()  # type: ignore[no-untyped-call]
     with clock("encoder"):
         if boundary.grad is not None:
             encoded.y.backward(boundary.grad)  # type: ignore[no-untyped-call]
     lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=True) if not good)
-    return BatchResult(float(total.detach()), labels, lost)
+    return BatchResult(float(total.detach()), labels, lost, batch.duration_s)
+
+
+def _seed(device: torch.device, *seeds: int) -> None:
+    """Seed what the network draws from; torch.manual_seed takes a millisecond where CUDA is not in use."""
+    seed = int(np.random.default_rng(seeds).integers(2**62))
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -1,9 +1,10 @@
-"""Validation: loss and word error rate on dev, by greedy search."""
+"""Validation: loss and word error rate on dev, by greedy search; each process takes its share of dev."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,7 @@ from asr.data.batches import Batch
 from asr.score.wer import score_pairs
 from asr.search import Search, search_whole
 from asr.text.tokenizer import Tokenizer
+from asr.train.distributed import World
 from asr.transducer import Transducer
 
 
@@ -24,11 +26,31 @@ class DevResult:
     """Word error rate in 0..1 (and above, with many insertions)."""
 
 
-@torch.inference_mode()
+class _Part(NamedTuple):
+    """What one process measured on its batches."""
+
+    loss: float
+    labels: int
+    references: dict[str, str]
+    hypotheses: dict[str, str]
+
+
 def validate(
-    network: Transducer, search: Search, batches: Iterable[Batch], tokenizer: Tokenizer
+    network: Transducer, search: Search, batches: Iterable[Batch], tokenizer: Tokenizer, world: World
 ) -> DevResult:
-    """Decode and score `batches`; leaves the network in evaluation mode."""
+    """Decode and score the batches of all processes; leaves the network in evaluation mode."""
+    parts = world.gather(_measure(network, search, batches, tokenizer))
+    references: dict[str, str] = {}
+    hypotheses: dict[str, str] = {}
+    for part in parts:
+        references |= part.references
+        hypotheses |= part.hypotheses
+    loss, labels = sum(part.loss for part in parts), sum(part.labels for part in parts)
+    return DevResult(loss / max(labels, 1), score_pairs(references, hypotheses).overall.wer)
+
+
+@torch.inference_mode()
+def _measure(network: Transducer, search: Search, batches: Iterable[Batch], tokenizer: Tokenizer) -> _Part:
     network.eval()
     device = next(network.parameters()).device
     references: dict[str, str] = {}
@@ -47,4 +69,4 @@ def validate(
         for utterance, text, tokens in zip(batch.ids, batch.texts, found.tokens, strict=True):
             references[utterance] = text
             hypotheses[utterance] = tokenizer.decode([token.id for token in tokens])
-    return DevResult(total / max(labels, 1), score_pairs(references, hypotheses).overall.wer)
+    return _Part(total, labels, references, hypotheses)

@@ -22,7 +22,7 @@ from asr.data.augment import (
 )
 from asr.data.batches import Batch, Batches, BatchesConfig, training_texts
 from asr.data.manifests import file_recording, make_cut, read_cuts, write_cuts
-from asr.data.plan import Source, plain_utterances, plan_batches, plan_utterances
+from asr.data.plan import Dealing, Source, plain_utterances, plan_batches, plan_utterances
 from asr.errors import AudioError, TokenError, TrainingError
 from asr.features.fbank import Fbank, FbankConfig
 from asr.lengths import frame_count
@@ -147,6 +147,30 @@ def test_stopping_within_an_epoch_and_going_back(cuts, tokenizer) -> None:
     assert_same(looked_at, again[:2])
     assert_same(again, [*make(cuts, tokenizer)])
     batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_dealt_to_processes_are_those_of_one(cuts, tokenizer, workers: int) -> None:
+    expected = [*make(cuts, tokenizer, max_duration_s=1.5)]
+    assert len(expected) == 10
+    for rank, numbers in enumerate([[0, 2, 3, 5, 6, 8, 9], [1, 4, 7]]):
+        batches = make(cuts, tokenizer, workers=workers, max_duration_s=1.5)
+        batches.deal(Dealing(rank, world_size=2, per_step=3))
+        steps = batches.steps()
+        first = next(steps)
+        after = batches.state_dict()
+        assert after["position"] == 3
+        rest = [*steps]
+        assert len(rest) == 3
+        assert_same([*first, *(b for own in rest for b in own)], [expected[number] for number in numbers])
+        assert (batches.epoch, batches.state_dict()["position"]) == (1, 0)
+        # Three processes, of which all go through equally many, go on behind the first step.
+        batches.load_state_dict(after)
+        batches.deal(Dealing(rank, world_size=3, per_step=3, in_step=True))
+        shares = [[(b.ids, b.borrowed) for b in own] for own in batches.steps()]
+        own = [[(expected[number + rank].ids, False)] for number in (3, 6)]
+        assert shares == [*own, [(expected[9].ids, rank > 0)]]
+        batches.close()
 
 
 def test_a_finished_epoch_stays_finished(cuts, tokenizer) -> None:

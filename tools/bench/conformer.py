@@ -172,9 +172,7 @@ def memory() -> None:
                 torch.manual_seed(0)
                 encoder = of_30_million(checkpointing=checkpointing)
                 network = Transducer(TransducerConfig(encoder=encoder), BINS, 500, SHIFT_S).train()
-                train = partial(
-                    train_batch, network, batch, share=1.0, precision=precision, clock=Stopwatch()
-                )
+                train = partial(train_batch, network, batch, precision=precision, clock=Stopwatch())
                 train()
                 start = time.perf_counter()
                 train()
