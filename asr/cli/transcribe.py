@@ -168,14 +168,8 @@ def _warn_truncated(file: Path, transcript: Transcript) -> None:
 
 
 def _draw(path: Path, recognizer: Recognizer, file: Path, transcript: Transcript) -> None:
-    """Log-mel, emission times and words of one recording."""
     from asr.audio import read_audio
-    from asr.score.picture import TokenMark, WordMark, draw_transcript
+    from asr.drawing import draw_recording
 
-    features = recognizer.features(read_audio(file, recognizer.sample_rate).samples)
-    tokens = [TokenMark(t.piece, t.start_s, t.confidence) for t in transcript.tokens]
-    words = [WordMark(*word) for word in transcript.words]
-    title = f"{file.name}: {transcript.text}"
-    draw_transcript(
-        path, features, recognizer.fbank.shift_s, tokens, words, title, synthetic=recognizer.config.synthetic
-    )
+    samples = read_audio(file, recognizer.sample_rate).samples
+    draw_recording(path, recognizer, samples, file.name, transcript)

@@ -44,6 +44,17 @@ def confusion_lines(report: WerReport, top: int = TOP) -> list[str]:
     return sorted(lines, key=lambda line: -int(line.split(maxsplit=1)[0]))[:top]
 
 
+def worst_first(report: WerReport) -> list[UtteranceScore]:
+    """Utterances, most errors first."""
+    return sorted(report.utterances, key=lambda utterance: -utterance.errors.errors)
+
+
+def alignment_lines(utterances: Iterable[UtteranceScore]) -> list[str]:
+    """Reference and hypothesis of each below each other, a blank line between utterances."""
+    blocks = [_utterance(utterance) for utterance in utterances]
+    return [line for number, block in enumerate(blocks) for line in ([""] if number else []) + block]
+
+
 def render_report(report: WerReport, title: str, notes: Sequence[str] = (), synthetic: bool = False) -> str:
     """Return the text of `wer.txt`; `notes` are lines below the title (model, data, command)."""
     words = report.overall
@@ -102,10 +113,7 @@ def _confusions(report: WerReport) -> list[str]:
 
 
 def _alignments(report: WerReport) -> list[str]:
-    lines = ["UTTERANCES, most errors first"]
-    for utterance in sorted(report.utterances, key=lambda u: -u.errors.errors):
-        lines += ["", *_utterance(utterance)]
-    return lines
+    return ["UTTERANCES, most errors first", "", *alignment_lines(worst_first(report))]
 
 
 def _utterance(utterance: UtteranceScore) -> list[str]:

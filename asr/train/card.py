@@ -1,13 +1,15 @@
-"""The model card that training writes beside the weights."""
+"""What is said of a model that was trained: in its card, beside the weights, and at the top of its page."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from asr.features.fbank import Fbank
 from asr.train.setup import RunSetup
 
 
-def model_card(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> str:
-    """Markdown: what the model is, how it was trained, what was measured."""
+def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> list[tuple[str, str]]:
+    """What the model is, how it was trained, what was measured; names and values."""
     info, recipe, network = setup.info, setup.recipe, setup.network
     environment = info.environment
     encoder = network.encoder
@@ -17,19 +19,27 @@ def model_card(setup: RunSetup, weights: str, dev_wer: float, throughput: float)
         if encoder.streaming
         else "whole utterances"
     )
-    synthetic = (
-        "\n**Trained on synthetic speech. It says nothing about real voices.**\n" if info.synthetic else ""
-    )
     parameters = sum(p.numel() for p in network.parameters())
-    return f"""# {recipe.name}
-{synthetic}
-- {parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz
-- corpus: {info.corpus} ({len(setup.batches.cuts)} training recordings)
-- dev WER {100 * dev_wer:.2f} % ({weights})
-- trained at {throughput:.0f} utterance-seconds per second on {environment.hardware}
-- started {environment.started}, commit {environment.commit}, torch {environment.versions["torch"]}
+    software = f"commit {environment.commit}, torch {environment.versions['torch']}"
+    return [
+        ("model", f"{parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz"),
+        ("corpus", f"{info.corpus} ({len(setup.batches.cuts)} training recordings)"),
+        ("dev WER", f"{100 * dev_wer:.2f} % ({weights})"),
+        ("trained", f"at {throughput:.0f} utterance-seconds per second on {environment.hardware}"),
+        ("started", f"{environment.started}, {software}"),
+    ]
 
-`recipe.yaml` and `run.yaml` hold the full configuration, `log.jsonl` every step.
+
+def model_card(setup: RunSetup, lines: Sequence[tuple[str, str]]) -> str:
+    """Markdown of the facts."""
+    warning = "\n**Trained on synthetic speech. It says nothing about real voices.**\n"
+    synthetic = warning if setup.info.synthetic else ""
+    listed = "\n".join(f"- {name}: {value}" for name, value in lines)
+    return f"""# {setup.recipe.name}
+{synthetic}
+{listed}
+
+`recipe.yaml` and `run.yaml` hold the full configuration, `log.jsonl` every step, `report.html` the curves.
 
     asr transcribe FILE... --model DIR
 """

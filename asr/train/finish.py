@@ -8,7 +8,7 @@ from pathlib import Path
 from asr.model_directory import WEIGHTS, load_weights, save_model
 from asr.search import Search
 from asr.train import checkpoint
-from asr.train.card import model_card
+from asr.train.card import facts, model_card
 from asr.train.distributed import World
 from asr.train.metrics import read_log
 from asr.train.setup import CHECKPOINTS, RunSetup
@@ -27,26 +27,24 @@ def finish(
     network, directory = setup.network, exp / CHECKPOINTS
     best = world.from_main(lambda: checkpoint.best(directory, setup.recipe.training.keep_best))
     network.load_state_dict(checkpoint.average(best))
-    averaged = validate(network, search, setup.dev, setup.tokenizer, world)
-    single = checkpoint.read_progress(best[0])
-    wer, chosen = averaged.wer, f"average of {len(best)} checkpoints"
+    dev = validate(network, search, setup.dev, setup.tokenizer, world)
+    single, chosen = checkpoint.read_progress(best[0]), f"average of {len(best)} checkpoints"
     # On a few hundred words of dev the WER of single checkpoints jumps by chance; the loss tells them apart.
-    if single.dev_wer is not None and single.dev_loss is not None and single.dev_loss < averaged.loss:
+    if single.dev_loss is not None and single.dev_loss < dev.loss:
         load_weights(network, best[0] / WEIGHTS)
-        wer, chosen = single.dev_wer, best[0].name
+        dev, chosen = validate(network, search, setup.dev, setup.tokenizer, world), best[0].name
     throughput = progress.heard_s / max(progress.spent_s, 1e-9)
 
     def write() -> None:
-        _draw(exp)
-        card = model_card(setup, chosen, wer, throughput)
-        save_model(exp, setup.model_config, network, setup.tokenizer, card)
+        # matplotlib: a second that only the end of training pays
+        from asr.score.picture import draw_training
+        from asr.train.page import write_page
+
+        known = facts(setup, chosen, dev.wer, throughput)
+        draw_training(exp / "training.png", read_log(exp))
+        save_model(exp, setup.model_config, network, setup.tokenizer, model_card(setup, known))
+        write_page(exp, setup, known, dev.report)
 
     world.from_main(write)
-    say(f"dev WER {100 * wer:.2f} % ({chosen}){setup.mark}")
-    return wer
-
-
-def _draw(exp: Path) -> None:
-    from asr.score.picture import draw_training  # matplotlib: a second that only the end of training pays
-
-    draw_training(exp / "training.png", read_log(exp))
+    say(f"dev WER {100 * dev.wer:.2f} % ({chosen}){setup.mark}")
+    return dev.wer

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from asr.data.batches import Batch
-from asr.score.wer import score_pairs
+from asr.score.wer import WerReport, score_pairs
 from asr.search import Search, search_whole
 from asr.text.tokenizer import Tokenizer
 from asr.train.distributed import World
@@ -24,6 +24,8 @@ class DevResult:
     """Nats per label, over utterances with a finite loss."""
     wer: float
     """Word error rate in 0..1 (and above, with many insertions)."""
+    report: WerReport
+    """Every utterance's alignment."""
 
 
 class _Part(NamedTuple):
@@ -46,7 +48,8 @@ def validate(
         references |= part.references
         hypotheses |= part.hypotheses
     loss, labels = sum(part.loss for part in parts), sum(part.labels for part in parts)
-    return DevResult(loss / max(labels, 1), score_pairs(references, hypotheses).overall.wer)
+    report = score_pairs(references, hypotheses)
+    return DevResult(loss / max(labels, 1), report.overall.wer, report)
 
 
 @torch.inference_mode()

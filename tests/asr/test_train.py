@@ -84,13 +84,20 @@ def recipe(epochs: int = 2, **training: object) -> Recipe:
 
 def test_it_learns_and_leaves_a_usable_model(corpus: Path, tmp_path: Path) -> None:
     exp = tmp_path / "exp"
-    outcome = train(recipe(epochs=16, seed=4), corpus, exp, profile=True)  # of nine words one hangs on luck
+    named = recipe(epochs=16, seed=4).model_copy(update={"name": "<b>words</b>"})
+    outcome = train(named, corpus, exp, profile=True)  # of nine words one hangs on luck
     assert outcome.finished
     assert outcome.dev_wer is not None
     assert outcome.dev_wer <= 0.12
     for name in ("model.safetensors", "config.yaml", "README.md", "recipe.yaml", "run.yaml", "training.png"):
         assert (exp / name).stat().st_size > 0, name
     assert "synthetic" in (exp / "README.md").read_text()
+    page = (exp / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4  # the curves and three recordings
+    assert "&lt;b&gt;words" in page
+    assert "<b>words" not in page
+    for text in ("SYNTHETIC", "max_duration_s", f"dev WER</th><td>{100 * outcome.dev_wer:.2f} %", "REF:"):
+        assert text in page
     records = read_log(exp)
     assert records[0]["loss"] > 3 * [r for r in records if r["kind"] == "train"][-1]["loss"]
     assert len(list((exp / "checkpoints").iterdir())) <= 3
