@@ -16,7 +16,8 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Corpus directory with train, dev and test manifests.")
+        list[Path] | None,
+        typer.Option(help="Corpus directory: train and dev, .jsonl.gz or .shar; repeat it to mix corpora."),
     ] = None,
     exp: Annotated[Path, typer.Option(help="Directory of the run; becomes the model directory.")] = Path(
         "exp/model"

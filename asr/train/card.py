@@ -24,7 +24,7 @@ def model_card(setup: RunSetup, weights: str, dev_wer: float, throughput: float)
     return f"""# {recipe.name}
 {synthetic}
 - {parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz
-- corpus: {info.corpus} ({len(setup.batches.cuts)} training recordings)
+- corpus: {info.corpus} ({len(setup.batches.pool)} training recordings)
 - dev WER {100 * dev_wer:.2f} % ({weights})
 - trained at {throughput:.0f} utterance-seconds per second on {environment.hardware}
 - started {environment.started}, commit {environment.commit}, torch {environment.versions["torch"]}
