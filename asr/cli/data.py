@@ -114,7 +114,10 @@ def shard_command(
 
 @app.command("check")
 def check_command(
-    manifests: Annotated[list[Path], typer.Argument(help="Cut manifests, checked together.")],
+    parts: Annotated[
+        list[Path],
+        typer.Argument(help="Cut manifests, checked together, and shards, of which all samples are read."),
+    ],
     all_samples: Annotated[
         bool, typer.Option("--all-samples", help="Read all samples, not only the headers.")
     ] = False,
@@ -127,20 +130,27 @@ def check_command(
     from rich.console import Console
     from rich.progress import track
 
-    from asr.data.check import check_cuts
+    from asr.data.check import check_cuts, check_shards
     from asr.data.manifests import read_cuts
+    from asr.data.shards import SUFFIX, ShardedPart
 
     fitting = None
     if tokenizer is not None:
         from asr.text.tokenizer import load_tokenizer
 
         fitting = load_tokenizer(tokenizer)
-    cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
-    console = Console(stderr=True)
-    shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
-    report = check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling)
-    _print_report(report)
-    if not report.ok:
+    cuts = [cut for path in parts if path.suffix != SUFFIX for cut in read_cuts(path)]
+    reports, console = [], Console(stderr=True)
+    if cuts:
+        shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
+        reports.append(check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling))
+    for path in parts:
+        if path.suffix == SUFFIX:
+            with console.status(f"checking {path}"):
+                reports.append(check_shards(ShardedPart(path), tokenizer=fitting, subsampling=subsampling))
+    for report in reports:
+        _print_report(report)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 

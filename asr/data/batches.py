@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch.utils.data import DataLoader
@@ -48,6 +49,7 @@ from asr.data.plan import (
     plain_utterances,
     plan_batches,
     plan_utterances,
+    split_in_buckets,
 )
 from asr.errors import AsrError, TrainingError
 
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from asr.features.fbank import Fbank
     from asr.features.specaugment import SpecAugment
     from asr.text.tokenizer import Tokenizer
-
-__all__ = ["Batch", "Batches", "BatchesConfig", "training_texts"]
 
 PREFETCH = 4
 """Batches that each worker makes ahead."""
@@ -210,6 +210,18 @@ class Batches:
         if self._planned is None or self._planned[0] != self._epoch:
             self._planned = (self._epoch, self._plan())
         return self._planned[1]
+
+    def buckets(self) -> list[list[Utterance]]:
+        """Utterances of each bucket, from short to long, where the first epoch has the longest recording."""
+        windows = self.pool.windows(self.config.window_shards, self.config.seed, epoch=0)
+        longest = [self.pool.durations_s(self.pool.numbers(visits)).max(initial=0) for visits in windows]
+        window, speed = int(np.argmax(longest)), self.augment.speed
+        utterances = window_utterances(self.pool, windows[window], self.config, speed, 0, window)
+        return split_in_buckets(utterances, self.config.num_buckets)
+
+    def make(self, plan: BatchPlan) -> Batch:
+        """A batch of this plan; raises TokenError, and AudioError if corrupt=stop."""
+        return self._maker.make(plan)
 
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones."""

@@ -25,6 +25,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -129,8 +130,8 @@ class ShardedPart:
     @property
     def runs(self) -> list[range]:
         """The cuts of each shard that has any."""
-        ends = np.searchsorted(self._index["shard"], np.arange(self.card.shards), side="right").tolist()
-        return [range(first, last) for first, last in zip([0, *ends], ends, strict=False) if first < last]
+        ends = [*(np.flatnonzero(np.diff(self._index["shard"])) + 1).tolist(), len(self)]
+        return [range(first, last) for first, last in pairwise([0, *ends])]
 
     def words(self, number: int) -> Words:
         """Id, speaker and text of a cut."""

@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.data.plan import Dealing
 from asr.errors import AsrError, TrainingError
 from asr.interrupt import Interrupt

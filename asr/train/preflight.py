@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.errors import TrainingError
 from asr.features.fbank import FbankConfig, feature_count
 from asr.lengths import seconds_to_samples, subsampled

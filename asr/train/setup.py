@@ -97,6 +97,16 @@ def start_run(recipe: Recipe, data: Sequence[Path], exp: Path, world: World) -> 
             f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
             "or choose another directory"
         )
+    setup = prepare_run(recipe, data, world)
+    exp.mkdir(parents=True, exist_ok=True)
+    setup.tokenizer.save(exp)
+    save_config(setup.info, exp / RUN)
+    save_config(recipe, exp / RECIPE)
+    return setup
+
+
+def prepare_run(recipe: Recipe, data: Sequence[Path], world: World) -> RunSetup:
+    """A run of which nothing is written down."""
     cards = [load_card(directory) for directory in data]
     texts = training_texts(_training_pool(data, recipe.batches.mixing), recipe.batches)
     tokenizer = train_tokenizer(recipe.tokenizer, texts)
@@ -106,12 +116,7 @@ def start_run(recipe: Recipe, data: Sequence[Path], exp: Path, world: World) -> 
         synthetic=any(card.synthetic for card in cards),
         environment=describe_environment(world),
     )
-    setup = _build(recipe, info, tokenizer)
-    exp.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(exp)
-    save_config(info, exp / RUN)
-    save_config(recipe, exp / RECIPE)
-    return setup
+    return _build(recipe, info, tokenizer)
 
 
 def resume_run(exp: Path, data: Sequence[Path] = ()) -> RunSetup:

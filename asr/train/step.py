@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.errors import AsrError
 from asr.train.metrics import Stopwatch
 from asr.transducer import Transducer

@@ -20,7 +20,8 @@ from asr.data.augment import (
     SpeedConfig,
     VolumeConfig,
 )
-from asr.data.batches import Batch, Batches, BatchesConfig, training_texts
+from asr.data.batch import Batch
+from asr.data.batches import Batches, BatchesConfig, training_texts
 from asr.data.manifests import file_recording, make_cut, read_cuts, write_cuts
 from asr.data.plan import Dealing, Source, plain_utterances, plan_batches, plan_utterances
 from asr.errors import AudioError, TokenError, TrainingError

@@ -304,14 +304,14 @@ def test_batches_are_of_the_shards_of_a_window(shards: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_processes_share_the_batches_of_all_windows(shards: Path, workers: int) -> None:
     expected = [*make(ShardedPart(shards), window_shards=2)]
-    dealt = []
-    for rank in range(2):
-        batches = make(ShardedPart(shards), workers=workers, window_shards=2)
-        batches.deal(Dealing(rank, world_size=2, per_step=2))
-        dealt.append([*batches])
-        batches.close()
-    assert_same([*dealt[0]], expected[::2])
-    assert_same([*dealt[1]], expected[1::2])
+    for position, processes in ((0, 2), (6, 2), (6, 3)):
+        for rank in range(processes):
+            batches = make(ShardedPart(shards), workers=workers, window_shards=2)
+            batches.load_state_dict({"epoch": 0, "position": position, "fingerprint": batches.fingerprint()})
+            batches.deal(Dealing(rank, processes, per_step=3))
+            steps = [expected[i : i + 3] for i in range(position, len(expected), 3)]
+            assert_same([*batches], [batch for step in steps for batch in step[rank::processes]])
+            batches.close()
 
 
 def test_memory_is_bounded(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +378,16 @@ def test_a_batch_without_any_recording_is_empty_and_a_corrupt_one_can_stop(copie
         with pytest.raises(AudioError, match="checksum") as caught:
             [*make(ShardedPart(copied), **settings)]
         one_line(caught.value, "recording.0000")
+
+
+def test_checking_names_what_is_damaged(copied: Path, call) -> None:
+    code, out, _ = call("data", "check", copied)
+    assert (code, out) == (0, "25 cuts, 25 recordings, 0.003 h\nno problems found\n")
+    damage(copied, 6)
+    code, out, _ = call("data", "check", copied)
+    assert code == 1
+    assert "audio file unreadable" in out
+    assert "u24" in out
 
 
 @pytest.mark.parametrize(
