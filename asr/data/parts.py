@@ -159,11 +159,6 @@ class Pool:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @property
-    def duration_s(self) -> float:
-        """Seconds of all recordings, each counted once."""
-        return sum(float(part.durations_s.sum()) for part in self.parts)
-
     def durations_s(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Seconds of utterances, (N,)."""
         durations = np.zeros(len(numbers))

@@ -29,6 +29,7 @@ import numpy as np
 from asr.data.augment import ConcatenateConfig, SpeedConfig, draw_speed
 
 KEPT_WINDOWS = 2
+"""The one that is being heard, and the one that workers look ahead into."""
 PLAN, AUDIO, FEATURES = 0, 1, 2
 """What a generator is for; part of its seed, so that the streams are independent."""
 

@@ -194,6 +194,8 @@ def _workshop(out: Path, job: ShardsCard) -> Iterator[Path]:
             save_config(job, aside / JOB)
         for folder in (SHARDS, PIECES):
             (aside / folder).mkdir(exist_ok=True)
+            for half_written in (aside / folder).glob(".*.tmp"):
+                half_written.unlink()
         yield aside
 
 

@@ -172,8 +172,9 @@ def _training_pool(data: Sequence[Path], mixing: MixingConfig) -> Pool:
 
 
 def _dev_pool(data: Sequence[Path]) -> Pool:
-    """The dev parts of all corpora; their results go by id."""
-    parts = [_part(directory, "dev") for directory in data]
+    """The dev parts of those corpora that have one, at least of one; their results go by id."""
+    having = [directory for directory in data if find_part(directory, "dev") is not None] or data[:1]
+    parts = [_part(directory, "dev") for directory in having]
     ids = (part.words(number).id for part in parts for number in range(len(part)))
     check_unique(ids, "the dev parts of these corpora")
     return Pool(parts)

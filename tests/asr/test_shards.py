@@ -195,11 +195,11 @@ def test_an_interrupted_job_goes_on_and_another_one_begins_anew(
         assert not out.exists()
     first = aside / "shards" / "recording.000001.tar"
     before = first.stat().st_mtime_ns
-    (aside / "shards" / ".recording.000002.tar.tmp").write_bytes(b"half")
+    for name in (".recording.000002.tar.tmp", ".cuts.000002.jsonl.gz.123.tmp"):  # as SIGKILL leaves them
+        (aside / "shards" / name).write_bytes(b"half")
     (aside / "shards" / "recording.000002.tar").write_bytes(b"without its piece of the index")
     write_shards(manifest, out, shard_size=4)
     assert (out / "shards" / "recording.000001.tar").stat().st_mtime_ns == before
-    (out / "shards" / ".recording.000002.tar.tmp").unlink(missing_ok=True)
     assert tree(out) == tree(shards)
     assert not aside.exists()
 
@@ -248,6 +248,18 @@ def test_the_command_says_where_and_how_large(manifest: Path, tmp_path: Path, ca
     assert out.startswith(f"{tmp_path / 't.shar'}: 25 cuts, 0.003 h in 3 shards, 0.2 MiB of flac")
     code, out, err = call("data", "shard", manifest, tmp_path / "t.shar")
     assert (code, out, err.count("\n")) == (1, "", 1)
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    manifest: Path, tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asr.data.shard_writer.encode_cut", interrupted)
+    code, out, err = call("data", "shard", manifest, tmp_path / "t.shar")
+    assert (code, out) == (130, "")
+    assert err == f"{tmp_path / 't.shar'}: interrupted; the same command goes on with what is there\n"
 
 
 # What is read
