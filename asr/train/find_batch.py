@@ -7,12 +7,14 @@ often as it takes, and go through a whole optimiser step (of learning rate 0). T
 the step needs more than the budget and then bisected; every other bucket must hold what the first allowed.
 
 The memory measured is that of the training process: on a GPU all that the allocator reserved, on a CPU the
-largest resident set (Linux keeps it, and lets a process begin anew by its own). Data workers with their
-caches, and what several processes need to exchange gradients, come on top.
+largest resident set (Linux keeps it, and lets a process begin anew by its own), the freed memory of earlier
+tries given back before: leave a margin for what the heap keeps in a long run. Data workers with their caches,
+and what several processes need to exchange gradients, come on top.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -214,6 +216,9 @@ def _begin_anew(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what earlier tries have freed
+        if trim is not None:
+            trim(0)
         CLEAR_REFS.write_text("5")
 
 
