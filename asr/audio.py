@@ -12,10 +12,11 @@ samples, NaN or infinite samples.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,19 +94,20 @@ def read_audio(
     path = Path(path)
     with _opened(path) as file:
         start, count = _segment(path, file, offset_s, duration_s)
-        target = file.samplerate if sample_rate is None else sample_rate
-        check_rate(target, f"{path}: sample_rate asked for")
-        seconds, most = count / file.samplerate, MAX_WHOLE_SAMPLES / target
-        if seconds > most:
-            raise AudioError(
-                f"{path}: expected at most {most / 3600:.1f} h to read in one piece at {target} Hz, found "
-                f"{seconds / 3600:.1f} h; read it with audio_blocks, or in parts with offset_s and duration_s"
-            )
-        blocks = list(_resampled(_decoded(path, file, start, count), file.samplerate, target))
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if not len(samples):
-        raise AudioError(f"{path}: expected samples, found none at {target} Hz; the recording is too short")
-    return Audio(samples, target)
+        return _in_one_piece(str(path), file, start, count, sample_rate)
+
+
+def decode_audio(content: bytes, name: str, sample_rate: int, *, most_s: float) -> Audio:
+    """What `read_audio` gives for a file of this content, wherever it comes from; `name` opens the errors.
+
+    Raises AudioError also for a header that promises more than `most_s`: a few bytes can stand for hours.
+    """
+    stream = io.BytesIO(content)
+    with _decodable(stream, stream, len(content), name) as file:
+        if file.frames > most_s * file.samplerate:
+            found = samples_to_seconds(file.frames, file.samplerate)
+            raise AudioError(f"{name}: expected at most {most_s:.3f} s, found {found:.3f} s")
+        return _in_one_piece(name, file, 0, file.frames, sample_rate)
 
 
 def audio_blocks(path: Path | str, sample_rate: int, block_s: float = 30.0) -> Iterator[Samples]:
@@ -118,7 +120,7 @@ def audio_blocks(path: Path | str, sample_rate: int, block_s: float = 30.0) -> I
     if not block_s > 0:
         raise AudioError(f"{path}: expected block_s above 0 s, found {block_s:g}")
     with _opened(path) as file:
-        source = _decoded(path, file, 0, file.frames, seconds_to_samples(block_s, file.samplerate))
+        source = _decoded(str(path), file, 0, file.frames, seconds_to_samples(block_s, file.samplerate))
         yield from _resampled(source, file.samplerate, sample_rate)
 
 
@@ -201,26 +203,65 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     _check_file(path)
     with ExitStack() as stack:
         try:
-            header = check_header(path)
-            source: Path | OpenEndedWav = path
-            if header is not None:
-                if header.channels == 0:
-                    raise AudioError(f"{path}: expected at least one channel, found zero; re-encode it")
-                check_rate(header.sample_rate, str(path))
-                if header.data_bytes is None:
-                    source = stack.enter_context(OpenEndedWav(path, header.data_start))
-            file = stack.enter_context(soundfile.SoundFile(source))
+            raw = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(_decodable(path, raw, path.stat().st_size, str(path)))
         except OSError as error:
             raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+        yield file
+
+
+@contextmanager
+def _decodable(
+    source: Path | io.BytesIO, raw: BinaryIO, size: int, name: str
+) -> Iterator[soundfile.SoundFile]:
+    """`source`, whose `size` bytes are also those of `raw`, opened and found to promise samples."""
+    header = check_header(raw, size, name)
+    raw.seek(0)
+    with ExitStack() as stack:
+        if header is not None:
+            if header.channels == 0:
+                raise AudioError(f"{name}: expected at least one channel, found zero; re-encode it")
+            check_rate(header.sample_rate, name)
+        try:
+            stream: Any = source
+            if header is not None and header.data_bytes is None:
+                stream = stack.enter_context(_open_ended(source, header.data_start))
+            file = stack.enter_context(soundfile.SoundFile(stream))
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: the name ends in .raw
             found = "expected audio (wav, flac, ogg, opus, mp3), found something else or a damaged header"
-            raise AudioError(f"{path}: {found}") from error
-        check_rate(file.samplerate, str(path))
+            raise AudioError(f"{name}: {found}") from error
+        check_rate(file.samplerate, name)
         if file.frames == 0:
-            raise AudioError(f"{path}: expected samples, found a header and none; record it again")
+            raise AudioError(f"{name}: expected samples, found a header and none; record it again")
         if file.frames >= UNKNOWN_FRAMES:
-            raise AudioError(f"{path}: its header does not say how long it is; re-encode it (ffmpeg -i)")
+            raise AudioError(f"{name}: its header does not say how long it is; re-encode it (ffmpeg -i)")
         yield file
+
+
+def _open_ended(source: Path | io.BytesIO, data_start: int) -> BinaryIO:
+    """A wav file that does not say how long it is, so that libsndfile reads all of it."""
+    if isinstance(source, Path):
+        return OpenEndedWav(source, data_start)
+    content = source.getvalue()
+    return io.BytesIO(content[: data_start - 4] + b"\xff" * 4 + content[data_start:])
+
+
+def _in_one_piece(
+    name: str, file: soundfile.SoundFile, start: int, count: int, sample_rate: int | None
+) -> Audio:
+    target = file.samplerate if sample_rate is None else sample_rate
+    check_rate(target, f"{name}: sample_rate asked for")
+    seconds, most = count / file.samplerate, MAX_WHOLE_SAMPLES / target
+    if seconds > most:
+        raise AudioError(
+            f"{name}: expected at most {most / 3600:.1f} h to read in one piece at {target} Hz, found "
+            f"{seconds / 3600:.1f} h; read it with audio_blocks, or in parts with offset_s and duration_s"
+        )
+    blocks = list(_resampled(_decoded(name, file, start, count), file.samplerate, target))
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if not len(samples):
+        raise AudioError(f"{name}: expected samples, found none at {target} Hz; the recording is too short")
+    return Audio(samples, target)
 
 
 def _check_file(path: Path) -> None:
@@ -256,7 +297,7 @@ def _segment(
 
 
 def _decoded(
-    path: Path, file: soundfile.SoundFile, start: int, count: int, block: int = READ_VALUES
+    name: str, file: soundfile.SoundFile, start: int, count: int, block: int = READ_VALUES
 ) -> Iterator[Samples]:
     """Mono samples `start` to `start + count` at the file's rate, in blocks, checked."""
     inexact = file.format == "MP3"  # seeking lands near the place only: decode from the beginning instead
@@ -269,14 +310,14 @@ def _decoded(
         try:
             values = file.read(wanted, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise _truncated(path, file, at) from error
+            raise _truncated(name, file, at) from error
         if len(values) < wanted and stop - at - len(values) > (MP3_SLACK if inexact else 0):
-            raise _truncated(path, file, at + len(values))
+            raise _truncated(name, file, at + len(values))
         mono = values[:, 0] if file.channels == 1 else values.mean(axis=1)
         if not np.isfinite(mono).all():
             second = samples_to_seconds(at + int(np.argmin(np.isfinite(mono))), file.samplerate)
             raise AudioError(
-                f"{path}: expected finite samples, found NaN or infinity at {second:.3f} s; repair it"
+                f"{name}: expected finite samples, found NaN or infinity at {second:.3f} s; repair it"
             )
         if at + len(mono) > start:
             yield mono[max(0, start - at) :]
@@ -285,10 +326,10 @@ def _decoded(
         at += len(values)
 
 
-def _truncated(path: Path, file: soundfile.SoundFile, at: int) -> AudioError:
+def _truncated(name: str, file: soundfile.SoundFile, at: int) -> AudioError:
     promised, found = (samples_to_seconds(n, file.samplerate) for n in (file.frames, at))
     return AudioError(
-        f"{path}: truncated or damaged: its header promises {promised:.3f} s, decoding stops after "
+        f"{name}: truncated or damaged: its header promises {promised:.3f} s, decoding stops after "
         f"{found:.3f} s; copy or record it again"
     )
 

@@ -62,42 +62,40 @@ class OpenEndedWav(io.FileIO):
         return count
 
 
-def check_header(path: Path) -> WavHeader | None:
-    """Raise AudioError if the header disagrees with the file; returns the header of a wav file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        magic = file.read(12)
-        if magic[:4] == b"OggS":
-            _check_ogg(path, file, size)
-        if magic[:4] not in {b"RIFF", b"RF64"} or magic[8:12] != b"WAVE":
-            return None
-        header = _wav_header(path, file, size)
+def check_header(file: BinaryIO, size: int, name: str) -> WavHeader | None:
+    """Raise AudioError if the header disagrees with the `size` of the file; the header of a wav file."""
+    magic = file.read(12)
+    if magic[:4] == b"OggS":
+        _check_ogg(name, file, size)
+    if magic[:4] not in {b"RIFF", b"RF64"} or magic[8:12] != b"WAVE":
+        return None
+    header = _wav_header(name, file, size)
     promised = header.data_bytes
     if promised is not None and header.data_start + promised > size:
         raise AudioError(
-            f"{path}: truncated: its header promises {promised} bytes of samples, the file holds "
+            f"{name}: truncated: its header promises {promised} bytes of samples, the file holds "
             f"{max(0, size - header.data_start)}; copy or record it again"
         )
     return header
 
 
-def _wav_header(path: Path, file: BinaryIO, size: int) -> WavHeader:
+def _wav_header(name: str, file: BinaryIO, size: int) -> WavHeader:
     channels = sample_rate = 0
     long_size: int | None = None
     for _ in range(MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
             break
-        name, claimed = struct.unpack("<4sI", head)
+        chunk, claimed = struct.unpack("<4sI", head)
         start = file.tell()
-        if name == b"fmt ":
+        if chunk == b"fmt ":
             channels, sample_rate = struct.unpack("<2xHI", file.read(8).ljust(8, b"\0"))
-        elif name == b"ds64":
+        elif chunk == b"ds64":
             long_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
-        elif name == b"data":
+        elif chunk == b"data":
             return WavHeader(channels, sample_rate, start, _data_bytes(file, claimed, long_size, size))
         file.seek(start + claimed + claimed % 2)
-    raise AudioError(f"{path}: truncated: a wav header without samples; copy or record it again")
+    raise AudioError(f"{name}: truncated: a wav header without samples; copy or record it again")
 
 
 def _data_bytes(file: BinaryIO, claimed: int, long_size: int | None, size: int) -> int | None:
@@ -112,7 +110,7 @@ def _data_bytes(file: BinaryIO, claimed: int, long_size: int | None, size: int) 
     return None if claimed >= UNKNOWN_SIZE and claimed > left else claimed
 
 
-def _check_ogg(path: Path, file: BinaryIO, size: int) -> None:
+def _check_ogg(name: str, file: BinaryIO, size: int) -> None:
     file.seek(max(0, size - OGG_TAIL))
     tail = file.read()
     page = tail.rfind(b"OggS")
@@ -123,6 +121,6 @@ def _check_ogg(path: Path, file: BinaryIO, size: int) -> None:
         whole = len(table) == header[26] and page + 27 + len(table) + sum(table) <= len(tail)
     if not whole or not header[5] & 4:
         raise AudioError(
-            f"{path}: truncated: its last Ogg page is not the end of the stream; copy it again, or re-encode "
+            f"{name}: truncated: its last Ogg page is not the end of the stream; copy it again, or re-encode "
             f"it (ffmpeg -i) to go on with what is there"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -19,9 +19,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from asr.audio import Samples
 from asr.config import load_config
 from asr.data.manifests import CARD, cut_speaker, cut_text, load_card, read_unique_cuts
+from asr.data.parts import find_part
 from asr.data.samples import load_samples
+from asr.data.shards import SUFFIX, ShardedPart
 from asr.errors import ManifestError
 from asr.lengths import seconds_to_samples
 from asr.live import feed, word_appearances
@@ -69,6 +72,14 @@ class Decoded(NamedTuple):
     """Audio time at which each word appeared; empty if it was not fed live."""
 
 
+class Recordings(NamedTuple):
+    """What is to be recognised."""
+
+    cuts: list[Any]
+    load: Callable[[Any, int], Samples]
+    """Samples of a cut at a rate."""
+
+
 class Part(NamedTuple):
     """Recordings that were recognised together."""
 
@@ -99,9 +110,9 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     recognizer = load(exp, options.device, latency=options.latency, head=options.head)
     manifest, name = _manifest(exp, data)
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
-    cuts = read_unique_cuts(manifest)
+    recordings = _read(manifest)
     out = out or exp / "decode" / f"{name}{options.suffix}"
-    decoded, stats = _decode(recognizer, cuts, out, options)
+    decoded, stats = _decode(recognizer, recordings, out, options)
     report = score_pairs(
         {item.cut.id: cut_text(item.cut) for item in decoded},
         {item.cut.id: item.transcript.text for item in decoded},
@@ -116,7 +127,16 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     return Evaluation(report, out, stats, latency, [*lines, f"results: {out}"])
 
 
-def _decode(recognizer: Recognizer, cuts: list[Any], out: Path, options: Options) -> Part:
+def _read(manifest: Path) -> Recordings:
+    """The cuts of a manifest or of shards, all of them in memory; raises ManifestError."""
+    if manifest.suffix != SUFFIX:
+        return Recordings(read_unique_cuts(manifest), load_samples)
+    part = ShardedPart(manifest)
+    numbers = {part.words(number).id: number for number in range(len(part))}
+    return Recordings(list(part.cuts()), lambda cut, rate: part.samples(numbers[cut.id], rate))
+
+
+def _decode(recognizer: Recognizer, recordings: Recordings, out: Path, options: Options) -> Part:
     """Recognise everything, with a progress display, into OUT/hyp.jsonl."""
     decoded, stats, console = list[Decoded](), StreamStats(), Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -127,8 +147,8 @@ def _decode(recognizer: Recognizer, cuts: list[Any], out: Path, options: Options
         unfinished.open("w", encoding="utf-8") as file,
         Progress(console=console, transient=True, disable=not console.is_terminal) as display,
     ):
-        task = display.add_task("decoding", total=len(cuts))
-        for part in parts(recognizer, cuts, options):
+        task = display.add_task("decoding", total=len(recordings.cuts))
+        for part in parts(recognizer, recordings, options):
             for item in part.decoded:
                 _write(file, item)
             decoded += part.decoded
@@ -138,32 +158,33 @@ def _decode(recognizer: Recognizer, cuts: list[Any], out: Path, options: Options
     return Part(decoded, stats)
 
 
-def _decode_batches(recognizer: Recognizer, cuts: list[Any], options: Options) -> Iterator[Part]:
+def _decode_batches(recognizer: Recognizer, recordings: Recordings, options: Options) -> Iterator[Part]:
     """Batches of recordings of similar length."""
     batch: list[Any] = []
-    for cut in sorted(cuts, key=lambda cut: -cut.duration):
+    for cut in sorted(recordings.cuts, key=lambda cut: -cut.duration):
         if batch and batch[0].duration * (len(batch) + 1) > options.batch_s:
-            yield _decode_batch(recognizer, batch)
+            yield _decode_batch(recognizer, recordings._replace(cuts=batch))
             batch = []
         batch.append(cut)
     if batch:
-        yield _decode_batch(recognizer, batch)
+        yield _decode_batch(recognizer, recordings._replace(cuts=batch))
 
 
-def _decode_batch(recognizer: Recognizer, cuts: list[Any]) -> Part:
-    samples = [load_samples(cut, recognizer.sample_rate) for cut in cuts]
+def _decode_batch(recognizer: Recognizer, recordings: Recordings) -> Part:
+    cuts = recordings.cuts
+    samples = [recordings.load(cut, recognizer.sample_rate) for cut in cuts]
     start = time.perf_counter()
     transcripts = recognizer.transcribe_batch(samples, [cut.id for cut in cuts])
     stats = StreamStats().chunk(sum(t.duration_s for t in transcripts), time.perf_counter() - start)
     return Part([Decoded(cut, t, []) for cut, t in zip(cuts, transcripts, strict=True)], stats)
 
 
-def _decode_live(recognizer: Recognizer, cuts: list[Any], options: Options) -> Iterator[Part]:
+def _decode_live(recognizer: Recognizer, recordings: Recordings, options: Options) -> Iterator[Part]:
     """One recording at a time, fed in chunks."""
     assert options.live_chunk_s is not None
     size = max(1, seconds_to_samples(options.live_chunk_s, recognizer.sample_rate))
-    for cut in cuts:
-        samples = load_samples(cut, recognizer.sample_rate)
+    for cut in recordings.cuts:
+        samples = recordings.load(cut, recognizer.sample_rate)
         chunks = (samples[i : i + size] for i in range(0, len(samples), size))
         updates = list(feed(recognizer, chunks, recognizer.sample_rate))
         last = updates[-1]
@@ -220,19 +241,22 @@ def _write(file: IO[str], item: Decoded) -> None:
 
 def _manifest(exp: Path, data: str) -> tuple[Path, str]:
     """`data` as a manifest or as a split of the corpus of `exp`; and a name for its results."""
-    if data.endswith((".jsonl", ".jsonl.gz")):
-        path = Path(data)
-        return path, f"{path.resolve().parent.name}-{path.name.removesuffix('.gz').removesuffix('.jsonl')}"
+    path = Path(data)
+    if path.name.endswith((".jsonl", ".jsonl.gz", SUFFIX)):
+        name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(SUFFIX)
+        return path, f"{path.resolve().parent.name}-{name}"
     if not (exp / RUN).is_file():
         raise ManifestError(
             f"{data}: expected a cut manifest (.jsonl.gz): {exp} does not know its corpus (no {RUN})"
         )
-    path = Path(load_config(exp / RUN, RunInfo).data) / f"{data}.jsonl.gz"
-    if not path.is_file():
+    corpora = [Path(directory) for directory in load_config(exp / RUN, RunInfo).data]
+    found = [part for directory in corpora if (part := find_part(directory, data)) is not None]
+    if len(found) != 1:
         raise ManifestError(
-            f"{path}: no such split; give a cut manifest (.jsonl.gz) or prepare the corpus again"
+            f"{corpora[0] / data}.jsonl.gz: expected one of {len(corpora)} corpora to have this split, found "
+            f"{len(found)}; give a cut manifest (.jsonl.gz) or shards (.shar), or prepare the corpus again"
         )
-    return path, data
+    return found[0], data
 
 
 def _is_synthetic(manifest: Path) -> bool:

@@ -28,7 +28,9 @@ def test_the_library_examples_run(make_model, speech_like, tmp_path, monkeypatch
     assert lines[0] == lines[-1]  # the file and the live stream
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`asr (\w+(?: (?:import|check))?)", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"`asr (\w+(?: (?:import|check|shard))?)", README)))
+)
 def test_commands_exist(command: str) -> None:
     asr = str(Path(sys.executable).parent / "asr")
     result = subprocess.run([asr, *command.split(), "--help"], capture_output=True, text=True, check=False)

@@ -1,7 +1,8 @@
-"""`asr data`: bring a corpus into cut manifests, and check them."""
+"""`asr data`: bring a corpus into cut manifests, check them, and write them as shards."""
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 SHOWN_IDS = 5
 
-app = typer.Typer(help="Import corpora as lhotse cuts, and check them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Import corpora as lhotse cuts, check them, write them as shards.", no_args_is_help=True
+)
 
 
 class Kind(StrEnum):
@@ -56,9 +59,65 @@ def import_command(
     print(f"{out}: {len(imported.cuts)} cuts, {hours:.3f} h{skipped}")
 
 
+class Storage(StrEnum):
+    """How shards hold recordings."""
+
+    FLAC = "flac"
+    OPUS = "opus"
+    ORIGINAL = "original"
+
+
+@app.command("shard")
+def shard_command(
+    manifest: Annotated[Path, typer.Argument(help="Cut manifest, for example DIR/train.jsonl.gz.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write, for example DIR/train.shar.")],
+    shard_size: Annotated[int, typer.Option(min=1, help="Cuts in each shard.")] = 1000,
+    form: Annotated[
+        Storage,
+        typer.Option("--format", help="flac: lossless; opus: small, lossy; original: the files as they are."),
+    ] = Storage.FLAC,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out and count what cannot be read.")
+    ] = False,
+) -> None:
+    """Write a corpus part as lhotse Shar, for sequential reading; `asr train` takes DIR/PART.shar.
+
+    An interrupted command goes on where it was when it is given again.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from asr.data.shard_writer import write_shards
+
+    columns = (TextColumn("writing shards"), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+            task = display.add_task("", total=None)
+            card = write_shards(
+                manifest,
+                out,
+                shard_size=shard_size,
+                form=form.value,
+                skip_broken=skip_broken,
+                progress=lambda done, total: display.update(task, completed=done, total=total),
+            )
+    except KeyboardInterrupt:
+        print(f"{out}: interrupted; the same command goes on with what is there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    skipped = f", {card.skipped} left out because they could not be read" if card.skipped else ""
+    print(
+        f"{out}: {card.cuts} cuts, {card.duration_s / 3600:.3f} h in {card.shards} shards, "
+        f"{card.audio_bytes / 2**20:.1f} MiB of {form.value}{skipped}"
+    )
+
+
 @app.command("check")
 def check_command(
-    manifests: Annotated[list[Path], typer.Argument(help="Cut manifests, checked together.")],
+    parts: Annotated[
+        list[Path],
+        typer.Argument(help="Cut manifests, checked together, and shards, of which all samples are read."),
+    ],
     all_samples: Annotated[
         bool, typer.Option("--all-samples", help="Read all samples, not only the headers.")
     ] = False,
@@ -71,20 +130,27 @@ def check_command(
     from rich.console import Console
     from rich.progress import track
 
-    from asr.data.check import check_cuts
+    from asr.data.check import check_cuts, check_shards
     from asr.data.manifests import read_cuts
+    from asr.data.shards import SUFFIX, ShardedPart
 
     fitting = None
     if tokenizer is not None:
         from asr.text.tokenizer import load_tokenizer
 
         fitting = load_tokenizer(tokenizer)
-    cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
-    console = Console(stderr=True)
-    shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
-    report = check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling)
-    _print_report(report)
-    if not report.ok:
+    cuts = [cut for path in parts if path.suffix != SUFFIX for cut in read_cuts(path)]
+    reports, console = [], Console(stderr=True)
+    if cuts:
+        shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
+        reports.append(check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling))
+    for path in parts:
+        if path.suffix == SUFFIX:
+            with console.status(f"checking {path}"):
+                reports.append(check_shards(ShardedPart(path), tokenizer=fitting, subsampling=subsampling))
+    for report in reports:
+        _print_report(report)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
 
 

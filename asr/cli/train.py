@@ -16,7 +16,8 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Corpus directory with train, dev and test manifests.")
+        list[Path] | None,
+        typer.Option(help="Corpus directory: train and dev, .jsonl.gz or .shar; repeat it to mix corpora."),
     ] = None,
     exp: Annotated[Path, typer.Option(help="Directory of the run; becomes the model directory.")] = Path(
         "exp/model"
@@ -27,6 +28,16 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --exp.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    find_batch: Annotated[
+        bool,
+        typer.Option("--find-batch", help="Measure the largest batches.max_duration_s; train nothing."),
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="GiB that a step may take (--find-batch; tries may take twice that); 90 % of a GPU."
+        ),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
     """Train a model. Ctrl-C saves and prints the command that goes on.
@@ -43,4 +54,11 @@ def train(
             "--resume goes on with the recipe of the run: give only --exp (and --data if it moved)"
         )
     chosen = override(load_recipe(recipe, Recipe), settings or []) if recipe else None
+    if find_batch or memory is not None:
+        from asr.train.find_batch import find_batch as find
+
+        if not find_batch or chosen is None or not data:
+            raise ConfigError("--find-batch needs a recipe and --data; --memory is for --find-batch")
+        find(chosen, data, device=device, budget_bytes=None if memory is None else int(memory * 2**30))
+        return
     run(chosen, data, exp, resume=resume, profile=profile, device=device)

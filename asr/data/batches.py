@@ -21,38 +21,37 @@ of processes.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import model_validator
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from pydantic import Field, model_validator
+from torch.utils.data import DataLoader
 
-from asr.audio import Samples
 from asr.config import Config
-from asr.data.augment import AugmentConfig, Augmenter, ConcatenateConfig, SpeedConfig
-from asr.data.manifests import cut_speaker, cut_text
+from asr.data.augment import AugmentConfig, ConcatenateConfig, SpeedConfig
+from asr.data.batch import Batch, BatchMaker, join_texts
+from asr.data.parts import MixingConfig, Pool, Visit, as_pool, fingerprint
 from asr.data.plan import (
     BatchPlan,
     Dealing,
+    EpochPlan,
     Source,
     Turns,
     Utterance,
+    number_parts,
     plain_utterances,
     plan_batches,
     plan_utterances,
+    split_in_buckets,
 )
-from asr.data.samples import SampleCache
 from asr.errors import AsrError, TrainingError
-from asr.lengths import seconds_to_samples
 
 if TYPE_CHECKING:
     from asr.features.fbank import Fbank
@@ -61,6 +60,12 @@ if TYPE_CHECKING:
 
 PREFETCH = 4
 """Batches that each worker makes ahead."""
+
+
+HARMLESS = {"num_workers", "cache_mb", "start_method", "corrupt", "max_corrupt"}
+"""Settings that do not change the batches that there are."""
+NEWER = {"mixing", "window_shards", "curriculum_epochs"}
+"""Settings that count if they are not the defaults: runs that began before there were any can go on."""
 
 
 class BatchesConfig(Config):
@@ -79,6 +84,16 @@ class BatchesConfig(Config):
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
     """How workers start; None is fork on Linux, else spawn (which needs an importable main module)."""
     concatenate: ConcatenateConfig = ConcatenateConfig()
+    mixing: MixingConfig = MixingConfig()
+    """How often each of several corpora is heard."""
+    window_shards: int = Field(8, ge=1)
+    """Shards from which batches are made at a time."""
+    curriculum_epochs: int = Field(0, ge=0)
+    """In so many epochs at first, the batches of a window go from short to long utterances."""
+    corrupt: Literal["skip", "stop"] = "skip"
+    """What to do with a recording that cannot be read in training: leave it out and say so, or stop."""
+    max_corrupt: float = Field(0.01, ge=0, le=1)
+    """Share of utterances left out so above which training stops all the same."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,39 +104,12 @@ class BatchesConfig(Config):
         return self
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B utterances with their features and labels."""
-
-    ids: tuple[str, ...]
-    features: Tensor
-    """(B, T, M) float32, zero beyond each length."""
-    feature_lengths: Tensor
-    """(B,) int64, frames."""
-    texts: tuple[str, ...]
-    targets: Tensor
-    """(B, U) int64 token ids, padded with 0 (blank)."""
-    target_lengths: Tensor
-    """(B,) int64."""
-    duration_s: float
-    """Seconds of audio in all utterances, without padding."""
-    seed: int = 0
-    """Of what is drawn while the network goes through it: where and when it is trained on does not matter."""
-    borrowed: bool = False
-    """Another process learns from it; see Dealing.in_step."""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        names = ("features", "feature_lengths", "targets", "target_lengths")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-
 class Batches:
     """Batches of `cuts`, epoch after epoch; see the module's text."""
 
     def __init__(
         self,
-        cuts: Iterable[Any],
+        cuts: Iterable[Any] | Pool,
         config: BatchesConfig,
         fbank: Fbank,
         tokenizer: Tokenizer,
@@ -130,32 +118,41 @@ class Batches:
         *,
         training: bool,
     ) -> None:
-        """`training=False` ignores shuffling, concatenation and augmentation, and starts at the beginning."""
+        """`training=False` ignores shuffling, concatenation, mixing and augmentation, starts at the beginning
+        and has no utterance left out: a recording that cannot be read is an AudioError.
+        """
         self.config = config
         self.training = training
         self.augment = augment if augment is not None and training else AugmentConfig()
-        self.cuts = list(cuts)
-        if not self.cuts:
+        self.pool = as_pool(cuts)
+        if not len(self.pool):
             raise TrainingError("expected at least one cut to make batches of, found none")
-        self.sources = [Source(cut.duration, cut_speaker(cut)) for cut in self.cuts]
-        specaugment = specaugment if training else None
-        self._maker = BatchMaker(self.cuts, config, self.augment, fbank, tokenizer, specaugment)
+        self._maker = BatchMaker(
+            self.pool,
+            fbank,
+            tokenizer,
+            concatenate=config.concatenate,
+            augment=self.augment,
+            specaugment=specaugment if training else None,
+            corrupt=config.corrupt if training else "stop",
+            cache_bytes=int(config.cache_mb * 1e6) // max(1, worker_count(config.num_workers)),
+        )
         self._epoch = 0
         self._position = 0
         self._dealing = Dealing()
         self._fingerprint = ""
-        self._planned: tuple[int, list[BatchPlan]] | None = None
+        self._planned: tuple[int, EpochPlan] | None = None
         self._loader: DataLoader[Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the epoch. Raises TokenError or AudioError naming the utterance."""
+        """The rest of the epoch. Raises TokenError, and AudioError if corrupt=stop, naming the utterance."""
         for own in self.steps():
             yield from own
 
     def steps(self) -> Iterator[list[Batch]]:
         """The rest of the epoch, for each optimiser step the batches that are dealt to this process.
 
-        Raises TokenError or AudioError naming the utterance.
+        Raises TokenError, and AudioError if corrupt=stop, naming the utterance.
         """
         if not self.training:
             self._position = 0
@@ -201,48 +198,64 @@ class Batches:
 
     def fingerprint(self) -> str:
         """Changes whenever the sequence of batches would: with the cuts, the settings, the augmentation."""
-        if self._fingerprint:
-            return self._fingerprint
-        settings = self.config.model_dump_json(exclude={"num_workers", "cache_mb", "start_method"})
-        digest = hashlib.sha256(f"{settings}{self.augment.model_dump_json()}{self.training}".encode())
-        for cut, source in zip(self.cuts, self.sources, strict=True):
-            digest.update(f"{cut.id} {source.duration_s:.6f} {source.speaker}\n".encode())
-        self._fingerprint = digest.hexdigest()[:16]
+        if not self._fingerprint:
+            newer = self.config.model_dump_json(include=NEWER, exclude_defaults=True)
+            older = self.config.model_dump_json(exclude=HARMLESS | NEWER)
+            settings = f"{older}{newer.strip('{}')}{self.augment.model_dump_json()}{self.training}"
+            self._fingerprint = fingerprint(settings, self.pool)
         return self._fingerprint
 
-    def plans(self) -> list[BatchPlan]:
+    def plans(self) -> EpochPlan:
         """The batches of this epoch, as plans."""
         if self._planned is None or self._planned[0] != self._epoch:
             self._planned = (self._epoch, self._plan())
         return self._planned[1]
 
+    def buckets(self) -> list[list[Utterance]]:
+        """Utterances of each bucket, from short to long, where the first epoch has the longest recording."""
+        windows = self.pool.windows(self.config.window_shards, self.config.seed, epoch=0)
+        longest = [self.pool.durations_s(self.pool.numbers(visits)).max(initial=0) for visits in windows]
+        window, speed = int(np.argmax(longest)), self.augment.speed
+        utterances = window_utterances(self.pool, windows[window], self.config, speed, 0, window)
+        return split_in_buckets(utterances, self.config.num_buckets)
+
+    def make(self, plan: BatchPlan) -> Batch:
+        """A batch of this plan; raises TokenError, and AudioError if corrupt=stop."""
+        return self._maker.make(plan)
+
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones."""
         self._loader = None
 
-    def _plan(self) -> list[BatchPlan]:
+    def _plan(self) -> EpochPlan:
         config, epoch = self.config, self._epoch if self.training else 0
         if self.training:
-            speed = self.augment.speed
-            utterances = plan_utterances(self.sources, config.concatenate, speed, config.seed, epoch)
+            windows = self.pool.windows(config.window_shards, config.seed, epoch)
         else:
-            utterances = plain_utterances(self.sources)
+            windows = self.pool.plain_windows(config.window_shards)
+        return EpochPlan(len(windows), lambda number: self._plan_window(windows[number], number, epoch))
+
+    def _plan_window(self, visits: list[Visit], window: int, epoch: int) -> list[BatchPlan]:
+        config = self.config
+        speed = self.augment.speed if self.training else None
         return plan_batches(
-            utterances,
+            window_utterances(self.pool, visits, config, speed, epoch, window),
             max_duration_s=config.max_duration_s,
             max_utterances=config.max_utterances,
             num_buckets=config.num_buckets,
             shuffle=config.shuffle and self.training,
             seed=config.seed,
             epoch=epoch,
+            window=window,
+            short_first=epoch < config.curriculum_epochs,
         )
 
-    def remaining(self) -> list[BatchPlan]:
+    def remaining(self) -> Iterator[BatchPlan]:
         """The batches that this process is still to make in this epoch."""
-        plans, numbers = self.plans(), list[int]()
+        plans = self.plans()
         for turns in self._turns():
-            numbers += turns.own if turns.borrowed is None else (*turns.own, turns.borrowed)
-        return [plans[number] for number in numbers]
+            numbers = turns.own if turns.borrowed is None else (*turns.own, turns.borrowed)
+            yield from (plans[number] for number in numbers)
 
     def _turns(self) -> Iterator[Turns]:
         return self._dealing.steps(self._position, len(self.plans()))
@@ -295,91 +308,6 @@ class Batches:
             yield made
 
 
-class BatchMaker(Dataset[Any]):
-    """Makes batches from plans; lives in the workers. A user's error is returned, not raised.
-
-    An exception that crosses from a worker arrives with a traceback as its message; a returned error
-    keeps its one line.
-    """
-
-    def __init__(
-        self,
-        cuts: list[Any],
-        config: BatchesConfig,
-        augment: AugmentConfig,
-        fbank: Fbank,
-        tokenizer: Tokenizer,
-        specaugment: SpecAugment | None,
-    ) -> None:
-        self.cuts = cuts
-        self.concatenate = config.concatenate
-        self.augment = augment
-        self.fbank = fbank
-        self.tokenizer = tokenizer
-        self.specaugment = specaugment
-        self.sample_rate = fbank.config.sample_rate
-        self.cache_bytes = int(config.cache_mb * 1e6) // max(1, worker_count(config.num_workers))
-        self._cache: SampleCache | None = None
-        self._augmenter: Augmenter | None = None
-
-    def __getitem__(self, plan: BatchPlan) -> Batch | AsrError:
-        """Read, augment, extract features, encode."""
-        try:
-            return self.make(plan)
-        except AsrError as error:
-            return error
-
-    def make(self, plan: BatchPlan) -> Batch:
-        """The batch of a plan; raises AudioError or TokenError naming the utterance."""
-        ids = tuple("+".join(self.cuts[i].id for i in u.parts) for u in plan.utterances)
-        texts = tuple(join_texts(cut_text(self.cuts[i]) for i in u.parts) for u in plan.utterances)
-        labels = [self.tokenizer.encode(text, utterance) for text, utterance in zip(texts, ids, strict=True)]
-        waves = [self.samples(utterance) for utterance in plan.utterances]
-        features, feature_lengths = self._features(waves, plan.seed)
-        return Batch(
-            ids=ids,
-            features=features,
-            feature_lengths=feature_lengths,
-            texts=texts,
-            targets=_padded([torch.tensor(row, dtype=torch.int64) for row in labels]),
-            target_lengths=torch.tensor([len(row) for row in labels]),
-            duration_s=sum(len(wave) for wave in waves) / self.sample_rate,
-            seed=plan.seed,
-        )
-
-    def samples(self, utterance: Utterance) -> Samples:
-        """Samples (N,) of an utterance: parts and silences joined, then augmented."""
-        if self._cache is None or self._augmenter is None:
-            self._cache = SampleCache(self.cuts, self.sample_rate, self.cache_bytes)
-            self._augmenter = Augmenter.build(self.augment, self.sample_rate)
-        rng = np.random.default_rng(utterance.seed)
-        parts = [self._cache[i] for i in utterance.parts]
-        joined = self._join(parts, utterance.silences_s, rng) if utterance.silences_s else parts[0]
-        return self._augmenter(joined, rng, utterance.speed)
-
-    def _join(self, parts: list[Samples], silences_s: tuple[float, ...], rng: np.random.Generator) -> Samples:
-        gaps = [seconds_to_samples(silence, self.sample_rate) for silence in silences_s]
-        level = 10 ** (rng.uniform(*self.concatenate.level_db) / 20)
-        noise = rng.standard_normal(sum(gaps), dtype=np.float32) * np.float32(level)
-        silences = np.split(noise, np.cumsum(gaps)[:-1])
-        spread = self.concatenate.part_gain_db
-        joined = [silences[0]]
-        for part, silence in zip(parts, silences[1:], strict=True):
-            gain = np.float32(10 ** (rng.uniform(-spread, spread) / 20))
-            joined += [part * gain, silence]
-        return np.concatenate(joined)
-
-    @torch.no_grad()
-    def _features(self, waves: list[Samples], seed: int) -> tuple[Tensor, Tensor]:
-        rows = [torch.from_numpy(np.array(wave)) for wave in waves]
-        lengths = torch.tensor([len(row) for row in rows])
-        generator = torch.Generator().manual_seed(seed)
-        features, feature_lengths, _ = self.fbank(_padded(rows), lengths, None, generator)
-        if self.specaugment is not None:
-            features = self.specaugment(features, feature_lengths, generator)
-        return features, feature_lengths
-
-
 class _Remaining:
     """The plans that are still to be made; asked anew by every iteration of the loader."""
 
@@ -387,10 +315,7 @@ class _Remaining:
         self.batches = batches
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.batches.remaining())
-
-    def __len__(self) -> int:
-        return len(self.batches.remaining())
+        return self.batches.remaining()
 
 
 def worker_count(wanted: int) -> int:
@@ -399,24 +324,39 @@ def worker_count(wanted: int) -> int:
     return min(wanted, cores)
 
 
-def training_texts(cuts: Iterable[Any], config: BatchesConfig) -> list[str]:
-    """Texts to train a tokenizer on: those of the first epoch's utterances, so that a space between
-    concatenated words is in it, and those of the cuts themselves.
+def window_utterances(
+    pool: Pool,
+    visits: Iterable[Visit],
+    config: BatchesConfig,
+    speed: SpeedConfig | None,
+    epoch: int,
+    window: int,
+) -> list[Utterance]:
+    """Utterances of a window of an epoch; without `speed` every recording as it is, for dev and test."""
+    numbers = pool.numbers(visits)
+    durations = pool.durations_s(numbers).tolist()
+    named = speed is not None and config.concatenate.active
+    speakers = [pool.words(n).speaker if named else "" for n in numbers.tolist()]
+    sources = [Source(*each) for each in zip(durations, speakers, strict=True)]
+    if speed is None:
+        utterances = plain_utterances(sources)
+    else:
+        utterances = plan_utterances(sources, config.concatenate, speed, config.seed, epoch, window)
+    return number_parts(utterances, numbers)
+
+
+def training_texts(cuts: Iterable[Any] | Pool, config: BatchesConfig) -> Iterator[str]:
+    """Texts to train a tokenizer on: those of the cuts and those of the first epoch's utterances, so that a
+    space between concatenated words is in them.
     """
-    cuts = list(cuts)
-    texts = [cut_text(cut) for cut in cuts]
-    sources = [Source(cut.duration, cut_speaker(cut)) for cut in cuts]
-    utterances = plan_utterances(sources, config.concatenate, SpeedConfig(), config.seed, epoch=0)
-    return texts + [join_texts([texts[i] for i in u.parts]) for u in utterances if len(u.parts) > 1]
-
-
-def join_texts(texts: Iterable[str]) -> str:
-    """Texts with something in them, joined by a space."""
-    return " ".join(filter(None, texts))
-
-
-def _padded(rows: list[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    pool = as_pool(cuts)
+    yield from (pool.words(number).text for number in range(len(pool)))
+    if not config.concatenate.active:
+        return
+    for window, visits in enumerate(pool.windows(config.window_shards, config.seed, epoch=0)):
+        for u in window_utterances(pool, visits, config, SpeedConfig(), 0, window):
+            if len(u.parts) > 1:
+                yield join_texts(pool.words(number).text for number in u.parts)
 
 
 def _checked(made: Any) -> Batch:

@@ -17,6 +17,7 @@ import numpy as np
 
 from asr.audio import MP3_SLACK, AudioInfo, audio_blocks, probe
 from asr.data.manifests import cut_text
+from asr.data.shards import ShardedPart
 from asr.errors import AudioError, TokenError
 from asr.lengths import seconds_to_frames, subsampled
 
@@ -94,6 +95,37 @@ def check_cuts(
     for cut_id, count in ids.items():
         if count > 1:
             report.add("duplicate", cut_id, f"{cut_id}: {count} cuts have this id")
+    return report
+
+
+def check_shards(
+    part: ShardedPart,
+    *,
+    tokenizer: Tokenizer | None = None,
+    subsampling: int = 4,
+    progress: Callable[[], None] | None = None,
+) -> CheckReport:
+    """Check the cuts of a part in shards and decode what is stored; problems are reported, not raised.
+
+    Raises ManifestError if the cuts themselves cannot be read.
+    """
+    report = CheckReport()
+    for number, cut in enumerate(part.cuts()):
+        report.cuts += 1
+        report.duration_s += cut.duration
+        try:
+            samples = part.samples(number, cut.sampling_rate)
+            if abs(len(samples) / cut.sampling_rate - cut.duration) > DURATION_TOLERANCE_S:
+                found = f"{len(samples) / cut.sampling_rate:.3f} s, cut {cut.duration:.3f} s"
+                report.add("duration", cut.id, f"{cut.id}: {found}")
+            if not samples.any():
+                report.add("silent", cut.id, cut.id)
+        except AudioError as error:
+            report.add("unreadable", cut.id, str(error))
+        _check_text(cut, report, tokenizer, subsampling, frame_shift_s=0.01)
+        if progress is not None:
+            progress()
+    report.recordings = report.cuts
     return report
 
 

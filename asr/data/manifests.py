@@ -36,6 +36,7 @@ MAX_CUT_S = 4 * 3600.0
 """A cut is read into memory as a whole; four hours at 48 kHz are 2.8 GB."""
 MAX_SAMPLE_RATE = 768_000
 CARD = "corpus.yaml"
+IN_SHARD = [{"type": "shar", "channels": [0], "source": ""}]
 CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
 
 
@@ -66,28 +67,37 @@ def read_cuts(path: Path | str) -> CutSet:
 
     Raises ManifestError, naming file and line, for anything that is not a plain cut manifest.
     """
-    path = Path(path)
-    cuts = []
+    return CutSet(list(iter_cuts(path)))
+
+
+def iter_cuts(path: Path | str) -> Iterator[Any]:
+    """The cuts of a manifest one after the other, for manifests of any length; raises as `read_cuts` does."""
+    path, found = Path(path), False
     for number, item in read_json_lines(path):
         where = f"{path}:{number}"
         if item.get("type") not in CUT_TYPES:
             raise ManifestError(f"{where}: expected a lhotse cut, found {_kind(item)}; use `asr data import`")
         cut = parse_item(item, where, path.parent)
         check_cut(cut, where)
-        cuts.append(cut)
-    if not cuts:
+        found = True
+        yield cut
+    if not found:
         raise ManifestError(f"{path}: expected at least one cut, found none")
-    return CutSet(cuts)
 
 
 def read_unique_cuts(path: Path | str) -> list[Any]:
     """All cuts of a manifest; raises ManifestError if an id stands for two, since results go by id."""
     cuts = list(read_cuts(path))
-    repeated = [name for name, count in Counter(cut.id for cut in cuts).items() if count > 1]
+    check_unique((cut.id for cut in cuts), str(path))
+    return cuts
+
+
+def check_unique(ids: Iterable[str], where: str) -> None:
+    """Raise ManifestError if an id stands for two cuts."""
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         shown = ", ".join(repeated[:5])
-        raise ManifestError(f"{path}: {len(repeated)} cut ids stand for several cuts ({shown}); rename them")
-    return cuts
+        raise ManifestError(f"{where}: {len(repeated)} cut ids stand for several cuts ({shown}); rename them")
 
 
 def write_cuts(cuts: Iterable[Any], path: Path | str) -> None:
@@ -211,10 +221,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, item
 
 
-def parse_item(item: dict[str, Any], where: str, directory: Path) -> Any:
-    """Turn a JSON object into lhotse's type after refusing what could run code or reach elsewhere."""
+def parse_item(item: dict[str, Any], where: str, directory: Path, *, in_shard: bool = False) -> Any:
+    """Turn a JSON object into lhotse's type after refusing what could run code or reach elsewhere.
+
+    A cut `in_shard` has no sources: its recording lies in the shard.
+    """
     try:
-        _check_sources(item, where, directory)
+        _check_sources(_without_placeholder(item) if in_shard else item, where, directory)
         return deserialize_item(item)
     except ManifestError:
         raise
@@ -281,6 +294,14 @@ def _check_sources(node: Any, where: str, directory: Path) -> None:
             source["source"] = str(directory / location)
     for child in node.values():
         _check_sources(child, where, directory)
+
+
+def _without_placeholder(item: dict[str, Any]) -> dict[str, Any]:
+    """A cut of lhotse Shar without the source that stands for the bytes in the shard, and names nothing."""
+    recording = item.get("recording")
+    if not isinstance(recording, dict) or recording.get("sources") != IN_SHARD:
+        return item
+    return {**item, "recording": {**recording, "sources": []}}
 
 
 def _within(value: Any, limit: float) -> bool:

@@ -4,16 +4,23 @@ A plan is a pure function of the cuts' durations and speakers, the configuration
 of the epoch. It is made before any audio is read, so that any batch can be made by any worker, or again
 after a restart, and comes out the same.
 
+An epoch that is too long to be planned at once is planned in windows (`asr.data.parts`), one by one: see
+EpochPlan.
+
 Bucketing: utterances are ordered by duration and cut into `num_buckets` runs of about equal total
 duration; each run is shuffled; batches are filled in that order until the padded duration (number of
 utterances times the longest) would pass `max_duration_s`; then the batches are shuffled. One bucket mixes
 all lengths, as many as there are utterances sort them strictly. lhotse's DynamicBucketingSampler does the
 same over a stream, but resumes by replaying it, and only for the same number of workers.
+
+Curriculum (Bengio et al. 2009): in the first epochs the batches of a window go from short to long utterances
+instead of being shuffled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +28,8 @@ import numpy as np
 
 from asr.data.augment import ConcatenateConfig, SpeedConfig, draw_speed
 
+KEPT_WINDOWS = 2
+"""The one that is being heard, and the one that workers look ahead into."""
 PLAN, AUDIO, FEATURES = 0, 1, 2
 """What a generator is for; part of its seed, so that the streams are independent."""
 
@@ -89,18 +98,57 @@ class Dealing:
             yield Turns(own, first if self.in_step and len(own) < most else None, last)
 
 
+class EpochPlan(Sequence[BatchPlan]):
+    """The batches of an epoch, planned window by window; of the plans only the last two are kept.
+
+    To know how many there are, all windows are planned once, in the first use: some 15 s for a million
+    utterances. From then on any batch is found by its number.
+    """
+
+    def __init__(self, windows: int, plan: Callable[[int], list[BatchPlan]]) -> None:
+        self._windows, self._plan = windows, plan
+        self._kept: OrderedDict[int, list[BatchPlan]] = OrderedDict()
+        self._starts = np.cumsum([0, *(len(self._window(number)) for number in range(windows))])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+        """The plan of a batch."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        window = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._window(window)[number - int(self._starts[window])]
+
+    def _window(self, number: int) -> list[BatchPlan]:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+        else:
+            self._kept[number] = self._plan(number)
+            if len(self._kept) > KEPT_WINDOWS:
+                self._kept.popitem(last=False)
+        return self._kept[number]
+
+
 def plan_utterances(
-    sources: Sequence[Source], concatenate: ConcatenateConfig, speed: SpeedConfig, seed: int, epoch: int
+    sources: Sequence[Source],
+    concatenate: ConcatenateConfig,
+    speed: SpeedConfig,
+    seed: int,
+    epoch: int,
+    window: int = 0,
 ) -> list[Utterance]:
-    """Utterances of a training epoch; every source is used exactly once."""
-    rng = np.random.default_rng([seed, epoch, PLAN])
+    """Utterances of a training epoch, or of a window of it; every source is used exactly once."""
+    place = _place(window)
+    rng = np.random.default_rng([seed, epoch, PLAN, *place])
     groups = _groups(sources, concatenate, rng) if concatenate.active else [(i,) for i in range(len(sources))]
     utterances = []
     for number, parts in enumerate(groups):
         silences = _silences(len(parts), concatenate, rng) if concatenate.active else ()
         factor = draw_speed(speed, rng)
         duration_s = (sum(sources[i].duration_s for i in parts) + sum(silences)) / factor
-        utterances.append(Utterance(parts, silences, factor, duration_s, (seed, epoch, AUDIO, number)))
+        own_seed = (seed, epoch, AUDIO, number, *place[1:])
+        utterances.append(Utterance(parts, silences, factor, duration_s, own_seed))
     return utterances
 
 
@@ -118,21 +166,46 @@ def plan_batches(
     shuffle: bool,
     seed: int,
     epoch: int,
+    window: int = 0,
+    short_first: bool = False,
 ) -> list[BatchPlan]:
     """Batches of at most `max_duration_s` padded seconds; a longer utterance is a batch of its own."""
-    rng = np.random.default_rng([seed, epoch, PLAN, 1])
+    if not utterances:
+        return []
+    place = _place(window)
+    rng = np.random.default_rng([seed, epoch, PLAN, 1, *place[1:]])
     durations = np.array([u.duration_s for u in utterances])
     order = np.argsort(durations, kind="stable")
     if shuffle:
         order = _shuffle_in_buckets(order, durations, num_buckets, rng)
     batches = _pack(order, durations, max_duration_s, max_utterances)
-    if shuffle:
+    if shuffle and short_first:
+        batches.sort(key=lambda batch: durations[batch].max())
+    elif shuffle:
         batches = [batches[i] for i in rng.permutation(len(batches))]
-    seeds = np.random.default_rng([seed, epoch, FEATURES]).integers(2**62, size=len(batches))
+    seeds = np.random.default_rng([seed, epoch, FEATURES, *place]).integers(2**62, size=len(batches))
     return [
         BatchPlan(tuple(utterances[i] for i in batch), int(batch_seed))
         for batch, batch_seed in zip(batches, seeds, strict=True)
     ]
+
+
+def split_in_buckets(utterances: Sequence[Utterance], num_buckets: int) -> list[list[Utterance]]:
+    """Buckets of about equal total duration, from short to long; fewer if there are few utterances."""
+    durations = np.array([u.duration_s for u in utterances])
+    buckets = _buckets(np.argsort(durations, kind="stable"), durations, num_buckets)
+    return [[utterances[i] for i in bucket] for bucket in buckets if len(bucket)]
+
+
+def number_parts(utterances: Sequence[Utterance], numbers: np.ndarray) -> list[Utterance]:
+    """Utterances whose parts count the sources of a window, with the numbers that these have in the pool."""
+    of = numbers.tolist()
+    return [u._replace(parts=tuple([of[part] for part in u.parts])) for u in utterances]
+
+
+def _place(window: int) -> tuple[int, ...]:
+    """What a window adds to seeds; nothing to those of the first, which may be the only one."""
+    return (0, window) if window else ()
 
 
 def _groups(
@@ -160,9 +233,13 @@ def _silences(parts: int, config: ConcatenateConfig, rng: np.random.Generator) -
 def _shuffle_in_buckets(
     order: np.ndarray, durations: np.ndarray, num_buckets: int, rng: np.random.Generator
 ) -> np.ndarray:
+    return np.concatenate([rng.permutation(bucket) for bucket in _buckets(order, durations, num_buckets)])
+
+
+def _buckets(order: np.ndarray, durations: np.ndarray, num_buckets: int) -> list[np.ndarray]:
     total = np.cumsum(durations[order])
     limits = np.searchsorted(total, total[-1] * np.arange(1, num_buckets) / num_buckets)
-    return np.concatenate([rng.permutation(bucket) for bucket in np.split(order, limits)])
+    return np.split(order, limits)
 
 
 def _pack(

@@ -7,7 +7,7 @@ or padded cuts, channel selection, transforms) by lhotse, then averaged over cha
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +15,75 @@ import numpy as np
 import soxr
 from lhotse import MonoCut
 
-from asr.audio import Samples, read_audio
+from asr.audio import Audio, Samples, read_audio
 from asr.data.manifests import one_line
 from asr.errors import AsrError, AudioError
 
 
 def load_samples(cut: Any, sample_rate: int) -> Samples:
     """Mono float32 samples (N,) of a cut at `sample_rate`; raises AudioError naming the cut."""
+    return _load(cut, sample_rate).samples
+
+
+def load_as_recorded(cut: Any) -> Audio:
+    """Mono float32 samples (N,) of a cut at the rate of its file; raises AudioError naming the cut."""
+    return _load(cut, None)
+
+
+def _load(cut: Any, sample_rate: int | None) -> Audio:
     try:
-        if _is_plain(cut):
+        if is_plain(cut):
             path = cut.recording.sources[0].source
-            whole = cut.start == 0 and cut.duration >= cut.recording.duration
-            part = {} if whole else {"offset_s": cut.start, "duration_s": cut.duration}
-            return read_audio(path, sample_rate, **part).samples
-        return _load_through_lhotse(cut, sample_rate)
+            part = {} if is_whole(cut) else {"offset_s": cut.start, "duration_s": cut.duration}
+            return read_audio(path, sample_rate, **part)
+        rate = cut.sampling_rate if sample_rate is None else sample_rate
+        return Audio(_load_through_lhotse(cut, rate), rate)
     except AsrError as error:
         raise AudioError(f"{cut.id}: {error}") from error
 
 
 class SampleCache:
-    """Samples of cuts by index, the least recently used dropped above a number of bytes.
+    """Samples by number, the least recently used dropped above a number of bytes.
 
     A cache only saves time: what it returns does not depend on what it holds.
     """
 
-    def __init__(self, cuts: Sequence[Any], sample_rate: int, max_bytes: int) -> None:
-        self.cuts = cuts
-        self.sample_rate = sample_rate
+    def __init__(self, load: Callable[[int], Samples], max_bytes: int) -> None:
+        self.load = load
         self.max_bytes = max_bytes
         self.used_bytes = 0
         self._kept: OrderedDict[int, Samples] = OrderedDict()
 
-    def __getitem__(self, index: int) -> Samples:
-        """Samples of cut `index`, not to be written to."""
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        samples = load_samples(self.cuts[index], self.sample_rate)
+    def __getitem__(self, number: int) -> Samples:
+        """Samples of this number, not to be written to."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        samples = self.load(number)
         samples.flags.writeable = False
-        self._keep(index, samples)
+        self._keep(number, samples)
         return samples
 
-    def _keep(self, index: int, samples: Samples) -> None:
+    def _keep(self, number: int, samples: Samples) -> None:
         if samples.nbytes > self.max_bytes:
             return
-        self._kept[index] = samples
+        self._kept[number] = samples
         self.used_bytes += samples.nbytes
         while self.used_bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.used_bytes -= dropped.nbytes
+
+
+def is_plain(cut: Any) -> bool:
+    """Whether a cut is a stretch of one file of one channel, as it is."""
+    if type(cut) is not MonoCut or cut.recording.transforms:
+        return False
+    return len(cut.recording.sources) == 1 and len(cut.recording.sources[0].channels) == 1
+
+
+def is_whole(cut: Any) -> bool:
+    """Whether a cut is all of its recording."""
+    return bool(cut.start == 0 and cut.duration >= cut.recording.duration)
 
 
 def audio_files(cut: Any) -> list[str]:
@@ -72,12 +92,6 @@ def audio_files(cut: Any) -> list[str]:
     cuts = [track.cut for track in tracks] if tracks else [cut]
     recordings = [c.recording for c in cuts if getattr(c, "recording", None) is not None]
     return [source.source for recording in recordings for source in recording.sources]
-
-
-def _is_plain(cut: Any) -> bool:
-    if type(cut) is not MonoCut or cut.recording.transforms:
-        return False
-    return len(cut.recording.sources) == 1 and len(cut.recording.sources[0].channels) == 1
 
 
 def _load_through_lhotse(cut: Any, sample_rate: int) -> Samples:

@@ -23,7 +23,7 @@ def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> l
     software = f"commit {environment.commit}, torch {environment.versions['torch']}"
     return [
         ("model", f"{parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz"),
-        ("corpus", f"{info.corpus} ({len(setup.batches.cuts)} training recordings)"),
+        ("corpus", f"{info.corpus} ({len(setup.batches.pool)} training recordings)"),
         ("dev WER", f"{100 * dev_wer:.2f} % ({weights})"),
         ("trained", f"at {throughput:.0f} utterance-seconds per second on {environment.hardware}"),
         ("started", f"{environment.started}, {software}"),

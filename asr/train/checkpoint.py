@@ -57,6 +57,10 @@ class Progress(BaseModel):
     """Seconds of speech trained on."""
     spent_s: float = 0.0
     """Seconds that training took, validation left out."""
+    utterances: int = 0
+    """Utterances gone through, over all epochs."""
+    corrupt: int = 0
+    """Those of them that were left out because they could not be read."""
     dev_wer: float | None = None
     """Word error rate on dev at this checkpoint, if it was measured."""
     dev_loss: float | None = None

@@ -44,8 +44,10 @@ def sum_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
 
 
 def divide_gradients(parameters: Sequence[nn.Parameter], count: float) -> None:
-    """Divide every gradient by `count`."""
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / count)
+    """Divide every gradient by `count`, if there are any."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, 1 / count)
 
 
 def _used_somewhere(parameters: Sequence[nn.Parameter], world: World) -> list[nn.Parameter]:

@@ -30,17 +30,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.data.plan import Dealing
 from asr.errors import AsrError, TrainingError
 from asr.interrupt import Interrupt
 from asr.model_directory import CARD, WEIGHTS, load_weights
 from asr.search import build_search
 from asr.train import checkpoint
+from asr.train.corrupt import too_many
 from asr.train.distributed import World, started
 from asr.train.finish import finish
 from asr.train.gradients import divide_gradients, sum_gradients
-from asr.train.metrics import NoLog, RunLog, Stopwatch
+from asr.train.metrics import LOG, NoLog, RunLog, Stopwatch
 from asr.train.optim import build_optimizer, learning_rate
 from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
@@ -67,7 +68,7 @@ class Outcome(NamedTuple):
 
 def train(
     recipe: Recipe | None,
-    data: Path | None,
+    data: Path | Sequence[Path] | None,
     exp: Path,
     *,
     resume: bool = False,
@@ -75,23 +76,24 @@ def train(
     device: str = "cpu",
     console: Console | None = None,
 ) -> Outcome:
-    """Train `recipe` on the corpus directory `data` into `exp`, or go on with the run in `exp`.
+    """Train `recipe` on the corpus directory `data`, or several, into `exp`, or go on with the run in `exp`.
 
-    With `resume`, `data` says where the corpus has moved, if it has. Raises TrainingError, DataError or
+    With `resume`, `data` says where the corpora have moved, if they have. Raises TrainingError, DataError or
     ConfigError with one line; the last checkpoint is never lost. Of several processes the main one raises
     it, and SystemExit ends the others. A run that torchrun starts again after a process has died goes on
     where its last checkpoint is.
     """
+    corpora = [data] if isinstance(data, Path) else list(data or ())
     with started(device) as world:
-        if world.restarts and recipe is not None and data is not None:
-            resume = resume or world.from_main(lambda: is_run(exp, recipe, data))
+        if world.restarts and recipe is not None and corpora:
+            resume = resume or world.from_main(lambda: is_run(exp, recipe, corpora))
 
         def begin() -> RunSetup:
             if resume:
-                return resume_run(exp, data)
-            if recipe is None or data is None:
+                return resume_run(exp, corpora)
+            if recipe is None or not corpora:
                 raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
-            return start_run(recipe, data, exp, world)
+            return start_run(recipe, corpora, exp, world)
 
         setup = world.main_first(begin, lambda: open_run(exp))
         console = (console or Console()) if world.main else Console(quiet=True)
@@ -139,6 +141,7 @@ class Trainer:
                 log.close()
             if self.stopping:
                 return self._interrupted()
+        self._say_corrupt()
         wer = finish(self.setup, self.exp, self.progress, self.search, self._say, self.world)
         if self.profile:
             self._say_profile()
@@ -282,6 +285,7 @@ class Trainer:
         """One optimiser step from the gradients of `results`; none if they are not finite."""
         progress, labels = self.progress, sum(result.labels for result in results)
         for result in results:
+            self._report_corrupt(result, log)
             self._report_non_finite(result, log)
             progress.heard_s += result.duration_s
         lr = learning_rate(self.recipe.optimizer, progress.step, progress.total_steps)
@@ -297,7 +301,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         if not usable:
-            self._skip(norm, log)
+            if any(result.utterances > len(result.corrupt) for result in results):
+                self._skip(norm, log)
             return
         self.skipped = 0
         loss = sum(result.loss for result in results) / labels
@@ -331,6 +336,23 @@ class Trainer:
         log.write("skip", step, why="loss is not finite", utterances=list(result.non_finite))
         self._say(f"step {step}: loss is not finite, left out: {names}")
 
+    def _report_corrupt(self, result: BatchResult, log: RunLog | NoLog) -> None:
+        progress, corrupt = self.progress, result.corrupt
+        progress.utterances += result.utterances
+        progress.corrupt += len(corrupt)
+        if corrupt:
+            log.write("corrupt", progress.step + 1, utterances=list(corrupt))
+            self._say(f"step {progress.step + 1}: left out, because it cannot be read: {'; '.join(corrupt)}")
+            most = self.recipe.batches.max_corrupt
+            if error := too_many(progress.corrupt, progress.utterances, most, corrupt[-1]):
+                self.world.fail(error)
+
+    def _say_corrupt(self) -> None:
+        corrupt, utterances = self.progress.corrupt, self.progress.utterances
+        if corrupt:
+            found = f"{corrupt} of {utterances} utterances could not be read and were left out"
+            self._say(f'{found}: kind "corrupt" in {self.exp / LOG}')
+
     def _validate(self, log: RunLog | NoLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
             self._gather_weights()
@@ -363,6 +385,7 @@ class Trainer:
 
     def _interrupted(self) -> Outcome:
         path = self._save()
+        self._say_corrupt()
         self._say(f"stopped at step {self.progress.step}; saved {path}")
         command = "asr" if self.world.size == 1 else f"torchrun --nproc-per-node {self.world.size} -m asr"
         self._say(f"resume: {command} train --resume --exp {shlex.quote(str(self.exp))}")

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jinja2
 
 from asr.config import write_atomically
-from asr.data.samples import load_samples
 from asr.drawing import draw_recording
 from asr.recognizer import load
 from asr.score.report import alignment_lines, confusion_lines, summary_line, worst_first
@@ -79,12 +78,18 @@ def write_page(exp: Path, setup: RunSetup, facts: Sequence[tuple[str, str]], dev
 def _drawings(exp: Path, setup: RunSetup, ranked: Sequence[UtteranceScore]) -> Iterator[Drawn]:
     """The recordings with most errors, of those that are short enough to be seen."""
     recognizer = load(exp)
-    cuts = {cut.id: cut for cut in setup.dev.cuts if cut.duration <= LONGEST_DRAWN_S}
-    chosen = [utterance.id for utterance in ranked if utterance.id in cuts][:DRAWN]
+    places = {
+        part.words(number).id: (part, number)
+        for part in setup.dev.pool.parts
+        for number, duration_s in enumerate(part.durations_s)
+        if duration_s <= LONGEST_DRAWN_S
+    }
+    chosen = [utterance.id for utterance in ranked if utterance.id in places][:DRAWN]
     with tempfile.TemporaryDirectory() as folder:
-        for number, id in enumerate(chosen):
-            path = Path(folder, f"{number}.png")
-            draw_recording(path, recognizer, load_samples(cuts[id], recognizer.sample_rate), id)
+        for index, id in enumerate(chosen):
+            part, number = places[id]
+            path = Path(folder, f"{index}.png")
+            draw_recording(path, recognizer, part.samples(number, recognizer.sample_rate), id)
             yield Drawn(id, _data_url(path))
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.errors import TrainingError
 from asr.features.fbank import FbankConfig, feature_count
 from asr.lengths import seconds_to_samples, subsampled
@@ -47,14 +47,20 @@ def preflight(setup: RunSetup) -> Cost:
     """
     refuse_too_short(setup.utterances(), setup.recipe.features, setup.tokenizer, setup.network)
     largest: list[tuple[int, int, Batch]] = []
+    corrupt: list[str] = []
 
     def features() -> Iterator[tuple[Tensor, Tensor]]:
         for number, batch in enumerate(islice(setup.unmasked(), NORM_BATCHES)):
+            corrupt.extend(batch.corrupt)
+            if batch.empty:
+                continue
             nodes = batch.features.shape[0] * batch.features.shape[1] * (batch.targets.shape[1] + 1)
             heapq.heappush(largest, (nodes, number, batch))
             if len(largest) > TRIAL_BATCHES:
                 heapq.heappop(largest)
             yield batch.features, batch.feature_lengths
+        if not largest:
+            raise TrainingError(f"no recording of the first batches can be read, the first is {corrupt[0]}")
 
     setup.network.norm.measure(features())
     batches = [batch for _, _, batch in largest]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import BeforeValidator
 
 from asr.config import Config, load_config, save_config
 from asr.data.batches import Batches, training_texts
-from asr.data.manifests import cut_text, load_card, read_unique_cuts
+from asr.data.manifests import check_unique, load_card
+from asr.data.parts import MixingConfig, Part, Pool, find_part, open_part
 from asr.errors import ManifestError, TrainingError
 from asr.features.fbank import Fbank
 from asr.features.specaugment import SpecAugment
@@ -26,11 +28,16 @@ from asr.transducer import Transducer
 RECIPE, RUN, CHECKPOINTS = "recipe.yaml", "run.yaml", "checkpoints"
 
 
+def _as_list(found: object) -> object:
+    """Runs wrote down one corpus as a string before there could be several."""
+    return [found] if isinstance(found, str) else found
+
+
 class RunInfo(Config):
     """What a run was trained on and with; EXP/run.yaml."""
 
-    data: str
-    """Corpus directory with train, dev and test manifests."""
+    data: Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+    """Corpus directories with train, dev and test, as manifests or in shards."""
     corpus: str
     synthetic: bool
     environment: Environment
@@ -67,54 +74,66 @@ class RunSetup:
         speed, concatenate = self.recipe.augment.speed, self.recipe.batches.concatenate
         fastest = max(speed.factors) * (1 + speed.spread)
         edges_s = 2 * concatenate.edge_s[0] if concatenate.active else 0.0
-        for cut in self.batches.cuts:
-            yield Utterance(cut.id, (cut.duration + edges_s) / fastest, cut_text(cut))
-        for cut in self.dev.cuts:
-            yield Utterance(cut.id, cut.duration, cut_text(cut))
+        for part in self.batches.pool.parts:
+            yield from _shortened(part, edges_s, fastest)
+        for part in self.dev.pool.parts:
+            yield from _shortened(part)
 
     def unmasked(self) -> Batches:
         """Training batches without SpecAugment, whose masks would bias statistics; made in this process."""
-        return _training_batches(self.recipe, self.batches.cuts, self.tokenizer, masked=False)
+        return _training_batches(self.recipe, self.batches.pool, self.tokenizer, masked=False)
 
 
-def start_run(recipe: Recipe, data: Path, exp: Path, world: World) -> RunSetup:
+def _shortened(part: Part, edges_s: float = 0.0, speed: float = 1.0) -> Iterator[Utterance]:
+    for number, duration_s in enumerate(part.durations_s):
+        words = part.words(number)
+        yield Utterance(words.id, (float(duration_s) + edges_s) / speed, words.text)
+
+
+def start_run(recipe: Recipe, data: Sequence[Path], exp: Path, world: World) -> RunSetup:
     """A new run in `exp`; raises TrainingError if there is one already."""
     if checkpoints(exp / CHECKPOINTS):
         raise TrainingError(
             f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
             "or choose another directory"
         )
-    card = load_card(data)
-    tokenizer = train_tokenizer(recipe.tokenizer, training_texts(_cuts(data, "train"), recipe.batches))
-    info = RunInfo(
-        data=str(data.resolve()),
-        corpus=card.name,
-        synthetic=card.synthetic,
-        environment=describe_environment(world),
-    )
-    setup = _build(recipe, info, tokenizer)
+    setup = prepare_run(recipe, data, world)
     exp.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(exp)
-    save_config(info, exp / RUN)
+    setup.tokenizer.save(exp)
+    save_config(setup.info, exp / RUN)
     save_config(recipe, exp / RECIPE)
     return setup
 
 
-def resume_run(exp: Path, data: Path | None = None) -> RunSetup:
+def prepare_run(recipe: Recipe, data: Sequence[Path], world: World) -> RunSetup:
+    """A run of which nothing is written down."""
+    cards = [load_card(directory) for directory in data]
+    texts = training_texts(_training_pool(data, recipe.batches.mixing), recipe.batches)
+    tokenizer = train_tokenizer(recipe.tokenizer, texts)
+    info = RunInfo(
+        data=_names(data),
+        corpus=" + ".join(card.name for card in cards),
+        synthetic=any(card.synthetic for card in cards),
+        environment=describe_environment(world),
+    )
+    return _build(recipe, info, tokenizer)
+
+
+def resume_run(exp: Path, data: Sequence[Path] = ()) -> RunSetup:
     """The run in `exp` again, its corpus now in `data` if given; raises TrainingError if there is none."""
     if not checkpoints(exp / CHECKPOINTS):
         raise TrainingError(f"{exp}: no run to resume here (no {CHECKPOINTS}); start one without --resume")
-    if data is not None:
+    if data:
         info = load_config(exp / RUN, RunInfo)
-        save_config(info.model_copy(update={"data": str(data.resolve())}), exp / RUN)
+        save_config(info.model_copy(update={"data": _names(data)}), exp / RUN)
     return open_run(exp)
 
 
-def is_run(exp: Path, recipe: Recipe, data: Path) -> bool:
+def is_run(exp: Path, recipe: Recipe, data: Sequence[Path]) -> bool:
     """Whether the run in `exp` is one of this recipe and corpus, and can be resumed."""
     if not checkpoints(exp / CHECKPOINTS):
         return False
-    same_data = load_config(exp / RUN, RunInfo).data == str(data.resolve())
+    same_data = load_config(exp / RUN, RunInfo).data == _names(data)
     return same_data and load_config(exp / RECIPE, Recipe) == recipe
 
 
@@ -132,26 +151,45 @@ def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
         vocab_size=tokenizer.vocab_size,
         synthetic=info.synthetic,
     )
-    data = Path(info.data)
-    training = _training_batches(recipe, _cuts(data, "train"), tokenizer, masked=True)
+    data = [Path(directory) for directory in info.data]
+    pool = _training_pool(data, recipe.batches.mixing)
+    training = _training_batches(recipe, pool, tokenizer, masked=True)
     # Dev is small and read again every epoch: no worker process, its samples stay in the cache.
     dev_config = recipe.batches.model_copy(update={"num_workers": 0})
-    dev = Batches(_cuts(data, "dev"), dev_config, Fbank(recipe.features), tokenizer, training=False)
+    dev = Batches(_dev_pool(data), dev_config, Fbank(recipe.features), tokenizer, training=False)
     return RunSetup(recipe, info, tokenizer, build_network(model_config), model_config, training, dev)
 
 
-def _training_batches(recipe: Recipe, cuts: Iterable[Any], tokenizer: Tokenizer, masked: bool) -> Batches:
+def _training_batches(recipe: Recipe, pool: Pool, tokenizer: Tokenizer, masked: bool) -> Batches:
     config = recipe.batches if masked else recipe.batches.model_copy(update={"num_workers": 0})
     specaugment = SpecAugment(recipe.specaugment) if masked else None
     fbank = Fbank(recipe.features)
-    return Batches(cuts, config, fbank, tokenizer, recipe.augment, specaugment, training=True)
+    return Batches(pool, config, fbank, tokenizer, recipe.augment, specaugment, training=True)
 
 
-def _cuts(data: Path, split: str) -> list[Any]:
-    """A split of a prepared corpus; raises ManifestError if it is missing or names a cut twice."""
-    path = data / f"{split}.jsonl.gz"
-    if not path.is_file():
+def _training_pool(data: Sequence[Path], mixing: MixingConfig) -> Pool:
+    return Pool([_part(directory, "train") for directory in data], mixing)
+
+
+def _dev_pool(data: Sequence[Path]) -> Pool:
+    """The dev parts of those corpora that have one, at least of one; their results go by id."""
+    having = [directory for directory in data if find_part(directory, "dev") is not None] or data[:1]
+    parts = [_part(directory, "dev") for directory in having]
+    ids = (part.words(number).id for part in parts for number in range(len(part)))
+    check_unique(ids, "the dev parts of these corpora")
+    return Pool(parts)
+
+
+def _part(directory: Path, name: str) -> Part:
+    """A part of a prepared corpus; raises ManifestError if it is missing or names a cut twice."""
+    path = find_part(directory, name)
+    if path is None:
         raise ManifestError(
-            f"{path}: no such manifest; prepare the corpus first (egs/*/prepare.py, asr data import)"
+            f"{directory / name}.jsonl.gz: no such manifest, and no {name}.shar; prepare the corpus first "
+            "(egs/*/prepare.py, asr data import)"
         )
-    return read_unique_cuts(path)
+    return open_part(path)
+
+
+def _names(data: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(directory.resolve()) for directory in data)

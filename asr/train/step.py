@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.errors import AsrError
 from asr.train.metrics import Stopwatch
 from asr.transducer import Transducer
@@ -34,6 +34,10 @@ class BatchResult(NamedTuple):
     """Ids of the utterances whose loss was not finite; they gave no gradient."""
     duration_s: float
     """Seconds of speech."""
+    utterances: int = 0
+    """That were in the plan."""
+    corrupt: tuple[str, ...] = ()
+    """Utterances that were left out because they could not be read, and why; one line each."""
 
 
 class Share(NamedTuple):
@@ -65,11 +69,15 @@ def train_batch(
     seed: int = 0,
     in_step: bool = False,
 ) -> BatchResult:
-    """Add the gradients of the sum of the losses of `batch` to the network's; nothing if it is borrowed.
+    """Add the gradients of the sum of the losses of `batch` to the network's; nothing if it is borrowed or
+    empty.
 
     `step` is the optimiser step, for what warms up; `seed` goes with the batch's own. With `in_step` the
     backward pass is made in any case, because other processes are waiting for it.
     """
+    planned = len(batch.ids) + len(batch.corrupt)
+    if batch.empty and not in_step:
+        return BatchResult(0.0, 0, (), 0.0, planned, batch.corrupt)
     device = next(network.parameters()).device
     features, lengths, targets, target_lengths = (
         tensor.to(device, non_blocking=True)
@@ -83,7 +91,7 @@ def train_batch(
     with clock("loss"):
         with autocast:
             losses = network.losses(boundary, encoded.y_lengths, targets, target_lengths, step).total
-        finite = torch.isfinite(losses.detach()) & (not batch.borrowed)
+        finite = torch.isfinite(losses.detach()) & (not batch.borrowed and not batch.empty)
         labels = int(target_lengths[finite].sum())
         total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
         if in_step or bool(finite.any()):
@@ -91,8 +99,8 @@ def train_batch(
     with clock("encoder"):
         if boundary.grad is not None:
             encoded.y.backward(boundary.grad)  # type: ignore[no-untyped-call]
-    lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=True) if not good)
-    return BatchResult(float(total.detach()), labels, lost, batch.duration_s)
+    lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=False) if not good)
+    return BatchResult(float(total.detach()), labels, lost, batch.duration_s, planned, batch.corrupt)
 
 
 def _seed(device: torch.device, *seeds: int) -> None:

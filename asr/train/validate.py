@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.score.wer import WerReport, score_pairs
 from asr.search import Search, search_whole
 from asr.text.tokenizer import Tokenizer

@@ -20,7 +20,8 @@ from asr.data.augment import (
     SpeedConfig,
     VolumeConfig,
 )
-from asr.data.batches import Batch, Batches, BatchesConfig, training_texts
+from asr.data.batch import Batch
+from asr.data.batches import Batches, BatchesConfig, training_texts
 from asr.data.manifests import file_recording, make_cut, read_cuts, write_cuts
 from asr.data.plan import Dealing, Source, plain_utterances, plan_batches, plan_utterances
 from asr.errors import AudioError, TokenError, TrainingError
@@ -237,7 +238,7 @@ def test_missing_audio_names_the_utterance_in_one_line(tmp_path: Path, tokenizer
     soundfile.write(path, np.ones(RATE) * 0.1, RATE)
     cut = make_cut(file_recording(path, "x"), "utterance-x", "one")
     path.unlink()
-    batches = make([cut], tokenizer, workers=workers)
+    batches = make([cut], tokenizer, workers=workers, corrupt="stop")
     with pytest.raises(AudioError) as caught:
         list(batches)
     assert "\n" not in str(caught.value)
@@ -259,7 +260,7 @@ def test_nothing_to_make_batches_of(tokenizer) -> None:
 
 
 def test_training_texts_hold_the_space_of_concatenation(cuts) -> None:
-    texts = training_texts(cuts, BatchesConfig(concatenate=STRINGS))
+    texts = list(training_texts(cuts, BatchesConfig(concatenate=STRINGS)))
     assert set(WORDS) <= set(texts)
     assert any(" " in text for text in texts)
     assert all(" " not in text for text in training_texts(cuts, BatchesConfig()))

@@ -26,6 +26,7 @@ from asr.data.augment import AugmentConfig, SpeedConfig
 from asr.data.batches import BatchesConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
 from asr.data.plan import Dealing
+from asr.data.shard_writer import write_shards
 from asr.encoders import ConformerEncoderConfig, EncoderConfig, LstmEncoderConfig
 from asr.errors import TrainingError
 from asr.features.fbank import FbankConfig
@@ -183,6 +184,28 @@ def test_two_processes_train_as_one_that_accumulates(
     assert [record["utterances"] for record in records(one, "skip")] == [["odd"]] * 2 * (encoder is LSTM)
     assert len(records(one)) == 2 * 5  # steps of 2, 2, 2, 2 and 1 batches
     assert_same_curve(one, two)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_two_processes_train_from_shards_as_one_does_from_the_manifest(
+    corpus: Path, tmp_path: Path, sharding: str
+) -> None:
+    """A recording is damaged: the process that its batch is dealt to leaves it out, here a whole batch."""
+    data = tmp_path / "data"
+    for split in ("train", "dev"):
+        write_shards(corpus / f"{split}.jsonl.gz", data / f"{split}.shar", shard_size=5)
+    tar = data / "train.shar" / "shards" / "recording.000002.tar"
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 0xFF  # the first of the shard: cut number 10
+    tar.write_bytes(content)
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = {"batches": BatchesConfig(max_utterances=1, num_workers=0)}
+    train(recipe(accumulate=2).model_copy(update=single), data, one, console=Console(quiet=True))
+    train_together(recipe(accumulate=1, sharding=sharding).model_copy(update=single), data, two)
+    assert_same_curve(one, two)
+    for exp in (one, two):
+        lost = [line for record in records(exp, "corrupt") for line in record["utterances"]]  # type: ignore[attr-defined]
+        assert [line.split(":")[0] for line in lost] == ["mid-train-2"] * 2
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

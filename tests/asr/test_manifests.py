@@ -408,7 +408,7 @@ def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
     for i in range(5):
         recording = file_recording(tone(tmp_path / f"{i}.wav", 0.1, hertz=100 + i), str(i))
         cuts.append(make_cut(recording, str(i), "x"))
-    cache = SampleCache(cuts, RATE, max_bytes=2 * 800 * 4 + 1)
+    cache = SampleCache(lambda number: load_samples(cuts[number], RATE), max_bytes=2 * 800 * 4 + 1)
     first = cache[0]
     assert cache[0] is first
     for i in range(5):

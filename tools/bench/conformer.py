@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchaudio.models import Conformer, Emformer
 
-from asr.data.batches import Batch
+from asr.data.batch import Batch
 from asr.encoders import ConformerEncoderConfig, build_encoder
 from asr.encoders.base import Encoder
 from asr.layers.context import ContextConfig
