@@ -97,9 +97,9 @@ def _skipped(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Step and reason of what was left out, utterances named."""
     lines = []
     for record in records:
-        if record["kind"] == "skip":
-            names = ", ".join(record.get("utterances", ()))
-            why = f"{record['why']}: {names}" if names else record["why"]
+        if record["kind"] in ("skip", "corrupt"):
+            names, why = ", ".join(record.get("utterances", ())), record.get("why", "cannot be read")
+            why = f"{why}: {names}" if names else why
             lines.append({"step": record["step"], "why": why})
     if len(lines) > SKIPPED:
         lines[SKIPPED:] = [{"step": "...", "why": f"and {len(lines) - SKIPPED} more in log.jsonl"}]

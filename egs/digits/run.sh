@@ -17,7 +17,7 @@ data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 live() { run "$1" && [[ $recipe != bidirectional && $recipe != funnel* ]]; }
 
-file=$(grep -l "^def $recipe()" "$here"/{lstm,attention,recurrent}.py) || { echo "run.sh: no recipe $recipe in $here" >&2; exit 2; }
+file=$(grep -l "^def $recipe()" "$here"/{lstm,attention,recurrent}.py) || { echo "run.sh: no recipe $recipe in lstm.py, attention.py or recurrent.py" >&2; exit 2; }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"} --split "$split"; fi
 if run 2 && [[ -f $exp/recipe.yaml ]]; then asr train --resume --exp "$exp" --profile

@@ -60,4 +60,4 @@ def test_unknown_options_are_refused() -> None:
     assert "unknown or incomplete option --nosuch" in result.stderr
     result = run("--recipe", "nosuch")
     assert result.returncode == 2
-    assert "no recipe nosuch in lstm.py or attention.py" in result.stderr
+    assert "no recipe nosuch in lstm.py, attention.py or recurrent.py" in result.stderr
