@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from asr.audio import Samples
 from asr.config import load_config
-from asr.data.manifests import CARD, cut_speaker, cut_text, load_card, read_unique_cuts
-from asr.data.parts import find_part
-from asr.data.samples import load_samples
-from asr.data.shards import SUFFIX, ShardedPart
+from asr.data.manifests import CARD, cut_speaker, cut_text, load_card
+from asr.data.parts import find_part, open_part
+from asr.data.shards import SUFFIX
 from asr.errors import ManifestError
 from asr.lengths import seconds_to_samples
 from asr.live import feed, word_appearances
+from asr.progress import progress_bar
 from asr.recognizer import Latency, Recognizer, Transcript, load
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
@@ -129,23 +128,22 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
 
 def _read(manifest: Path) -> Recordings:
     """The cuts of a manifest or of shards, all of them in memory; raises ManifestError."""
-    if manifest.suffix != SUFFIX:
-        return Recordings(read_unique_cuts(manifest), load_samples)
-    part = ShardedPart(manifest)
-    numbers = {part.words(number).id: number for number in range(len(part))}
-    return Recordings(list(part.cuts()), lambda cut, rate: part.samples(numbers[cut.id], rate))
+    part = open_part(manifest)
+    cuts = list(part.cuts())
+    numbers = {cut.id: number for number, cut in enumerate(cuts)}
+    return Recordings(cuts, lambda cut, rate: part.samples(numbers[cut.id], rate))
 
 
 def _decode(recognizer: Recognizer, recordings: Recordings, out: Path, options: Options) -> Part:
     """Recognise everything, with a progress display, into OUT/hyp.jsonl."""
-    decoded, stats, console = list[Decoded](), StreamStats(), Console(stderr=True)
+    decoded, stats = list[Decoded](), StreamStats()
     out.mkdir(parents=True, exist_ok=True)
     (out / "wer.txt").unlink(missing_ok=True)  # a report must never stand beside other hypotheses
     unfinished = out / "hyp.jsonl.part"
     parts = _decode_live if options.live_chunk_s else _decode_batches
     with (
         unfinished.open("w", encoding="utf-8") as file,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as display,
+        progress_bar(*Progress.get_default_columns()) as display,
     ):
         task = display.add_task("decoding", total=len(recordings.cuts))
         for part in parts(recognizer, recordings, options):

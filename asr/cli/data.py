@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from asr.cli import options
 
 if TYPE_CHECKING:
     from asr.data.check import CheckReport
@@ -40,15 +43,14 @@ def import_command(
     ] = False,
 ) -> None:
     """Turn a corpus (lhotse, Kaldi, NeMo, LJSpeech layouts, pairs of files) into a cut manifest."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn, TimeElapsedColumn
 
     from asr.data.importers import import_corpus
     from asr.data.manifests import write_cuts
+    from asr.progress import progress_bar
 
     columns = (TextColumn("reading headers"), TextColumn("{task.completed} utterances"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         task = progress.add_task("", total=None)
         imported = import_corpus(
             source, kind.value, skip_missing=skip_missing, progress=lambda: progress.advance(task)
@@ -84,15 +86,14 @@ def shard_command(
 
     An interrupted command goes on where it was when it is given again.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     from asr.data.shard_writer import write_shards
+    from asr.progress import progress_bar
 
     columns = (TextColumn("writing shards"), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+        with progress_bar(*columns) as display:
             task = display.add_task("", total=None)
             card = write_shards(
                 manifest,
@@ -104,7 +105,7 @@ def shard_command(
             )
     except KeyboardInterrupt:
         print(f"{out}: interrupted; the same command goes on with what is there", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(options.INTERRUPTED) from None
     skipped = f", {card.skipped} left out because they could not be read" if card.skipped else ""
     print(
         f"{out}: {card.cuts} cuts, {card.duration_s / 3600:.3f} h in {card.shards} shards, "
@@ -127,12 +128,12 @@ def check_command(
     subsampling: Annotated[int, typer.Option(min=1, help="Time reduction of the model.")] = 4,
 ) -> None:
     """Check recordings and texts; exit code 1 if anything is wrong."""
-    from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     from asr.data.check import check_cuts, check_shards
     from asr.data.manifests import read_cuts
     from asr.data.shards import SUFFIX, ShardedPart
+    from asr.progress import progress_bar
 
     fitting = None
     if tokenizer is not None:
@@ -140,14 +141,17 @@ def check_command(
 
         fitting = load_tokenizer(tokenizer)
     cuts = [cut for path in parts if path.suffix != SUFFIX for cut in read_cuts(path)]
-    reports, console = [], Console(stderr=True)
-    if cuts:
-        shown = track(cuts, "checking", console=console, transient=True, disable=not console.is_terminal)
-        reports.append(check_cuts(shown, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling))
-    for path in parts:
-        if path.suffix == SUFFIX:
-            with console.status(f"checking {path}"):
-                reports.append(check_shards(ShardedPart(path), tokenizer=fitting, subsampling=subsampling))
+    shards = [ShardedPart(path) for path in parts if path.suffix == SUFFIX]
+    check_part = partial(check_shards, tokenizer=fitting, subsampling=subsampling)
+    check_all = partial(check_cuts, all_samples=all_samples, tokenizer=fitting, subsampling=subsampling)
+    reports = []
+    with progress_bar(*Progress.get_default_columns()) as bar:
+        if cuts:
+            task = bar.add_task("checking", total=len(cuts))
+            reports.append(check_all(cuts, progress=partial(bar.advance, task)))
+        for part in shards:
+            task = bar.add_task(f"checking {part.directory}", total=len(part))
+            reports.append(check_part(part, progress=partial(bar.advance, task)))
     for report in reports:
         _print_report(report)
     if not all(report.ok for report in reports):

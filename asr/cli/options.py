@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options and exit codes that several commands share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from asr.recognizer import EndpointConfig, Latency
     from asr.vad import VoiceActivity
 
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended, by custom of shells: 128 + SIGINT."""
 LatencyOption = Annotated[
     str | None,
     typer.Option(

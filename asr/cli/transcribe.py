@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from asr.live import Update
     from asr.recognizer import Recognizer, Transcript
 
-INTERRUPTED = 130
-"""The exit code of what Ctrl-C has ended, by custom of shells: 128 + SIGINT."""
-
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3.")],
@@ -85,7 +82,7 @@ def transcribe(
         _report(heard, file, format)
         failed = failed or heard.error is not None
         if heard.interrupted:
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(options.INTERRUPTED)
         if picture and heard.error is None and heard.transcript is not None:
             _draw(picture, recognizer, file, heard.transcript)
             print(f"picture: {picture}", file=sys.stderr)

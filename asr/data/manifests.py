@@ -15,7 +15,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,7 @@ from lhotse.audio import AudioSource
 from lhotse.serialization import deserialize_item
 
 from asr.audio import probe
-from asr.config import Config, load_config, save_config
+from asr.config import Config, load_config, replacing, save_config
 from asr.errors import ManifestError
 
 MAX_LINE_BYTES = 4 * 2**20
@@ -105,20 +104,12 @@ def write_cuts(cuts: Iterable[Any], path: Path | str) -> None:
     path = Path(path)
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ManifestError(f"{path}: expected a name ending in .jsonl.gz or .jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
-                    _write_lines(cuts, packed)
-            else:
-                _write_lines(cuts, raw)
-            raw.flush()
-            os.fsync(raw.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
+                _write_lines(cuts, packed)
+        else:
+            _write_lines(cuts, raw)
 
 
 def cut_text(cut: Any) -> str:

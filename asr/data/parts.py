@@ -82,6 +82,9 @@ class Part(Protocol):
     def samples(self, number: int, sample_rate: int) -> Samples:
         """Mono float32 samples (N,); raises AudioError naming the cut."""
 
+    def cuts(self) -> Iterator[Any]:
+        """The lhotse cuts, in order."""
+
     def fingerprint(self) -> Iterator[bytes]:
         """Other bytes for other cuts."""
 
@@ -92,29 +95,33 @@ class ManifestPart:
     sharded = False
 
     def __init__(self, cuts: Iterable[Any]) -> None:
-        self.cuts = list(cuts)
-        self.durations_s = np.array([cut.duration for cut in self.cuts], np.float64)
+        self._cuts = list(cuts)
+        self.durations_s = np.array([cut.duration for cut in self._cuts], np.float64)
 
     def __len__(self) -> int:
-        return len(self.cuts)
+        return len(self._cuts)
 
     @property
     def runs(self) -> list[range]:
         """All cuts: they are files of their own."""
-        return [range(len(self.cuts))]
+        return [range(len(self._cuts))]
 
     def words(self, number: int) -> Words:
         """Id, speaker and text of a cut."""
-        cut = self.cuts[number]
+        cut = self._cuts[number]
         return Words(cut.id, cut_speaker(cut), cut_text(cut))
 
     def samples(self, number: int, sample_rate: int) -> Samples:
         """Mono float32 samples (N,) of a cut; raises AudioError naming it."""
-        return load_samples(self.cuts[number], sample_rate)
+        return load_samples(self._cuts[number], sample_rate)
+
+    def cuts(self) -> Iterator[Any]:
+        """The lhotse cuts, in order."""
+        return iter(self._cuts)
 
     def fingerprint(self) -> Iterator[bytes]:
         """Ids, durations and speakers."""
-        for cut in self.cuts:
+        for cut in self._cuts:
             yield f"{cut.id} {cut.duration:.6f} {cut_speaker(cut)}\n".encode()
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ from lhotse import MonoCut, Recording, fastcopy
 from lhotse.audio import AudioSource
 
 from asr.audio import Samples
-from asr.config import load_config, save_config
+from asr.config import load_config, replacing, save_config
 from asr.data.manifests import CARD as CORPUS_CARD
 from asr.data.manifests import cut_speaker, cut_text, iter_cuts, write_cuts
 from asr.data.samples import is_plain, is_whole, load_as_recorded
@@ -210,7 +210,7 @@ def _write_shard(aside: Path, shard: int, cuts: Sequence[Any], job: ShardsCard) 
     """One shard; it is complete once its piece of the index is there, which is written last."""
     stored, rows, words = [], [], bytearray()
     with (
-        _replacing(aside / SHARDS / recording_name(shard)) as raw,
+        replacing(aside / SHARDS / recording_name(shard)) as raw,
         tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for cut in cuts:
@@ -231,7 +231,7 @@ def _write_shard(aside: Path, shard: int, cuts: Sequence[Any], job: ShardsCard) 
             stored.append(placed)
     write_cuts(stored, aside / SHARDS / cuts_name(shard))
     for name, content in ((WORDS, bytes(words)), (INDEX, np.array(rows, ENTRY).tobytes())):
-        with _replacing(_piece(aside, shard, name)) as raw:
+        with replacing(_piece(aside, shard, name)) as raw:
             raw.write(content)
 
 
@@ -268,7 +268,7 @@ def _assemble(aside: Path, job: ShardsCard, extent: Extent) -> ShardsCard:
     """Join the pieces of all shards, in a stream, and write the card."""
     shards = sorted(path.name.split(".")[0] for path in (aside / PIECES).glob(f"*.{INDEX}"))
     duration_s, count, base = 0.0, 0, 0
-    with _replacing(aside / INDEX) as index, _replacing(aside / WORDS) as words:
+    with replacing(aside / INDEX) as index, replacing(aside / WORDS) as words:
         for shard in map(int, shards):
             rows = np.fromfile(_piece(aside, shard, INDEX), ENTRY)
             said = _piece(aside, shard, WORDS).read_bytes()
@@ -307,20 +307,6 @@ def _keep_corpus_card(source: Path, target: Path) -> None:
     """What is known of the corpus goes along to another directory."""
     if (source / CORPUS_CARD).is_file() and not (target / CORPUS_CARD).exists():
         shutil.copyfile(source / CORPUS_CARD, target / CORPUS_CARD)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name when it is complete and on the disk."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with aside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _sync(directory: Path) -> None:

@@ -37,11 +37,11 @@ from asr.interrupt import Interrupt
 from asr.model_directory import CARD, WEIGHTS, load_weights
 from asr.search import build_search
 from asr.train import checkpoint
-from asr.train.corrupt import too_many
 from asr.train.distributed import World, started
 from asr.train.finish import finish
 from asr.train.gradients import divide_gradients, sum_gradients
-from asr.train.metrics import LOG, NoLog, RunLog, Stopwatch
+from asr.train.left_out import LeftOut
+from asr.train.metrics import NoLog, RunLog, Stopwatch
 from asr.train.optim import build_optimizer, learning_rate
 from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
@@ -51,9 +51,6 @@ from asr.train.sharding import gather_weights, shard, whole
 from asr.train.step import BatchResult, Share, in_order, train_batch
 from asr.train.validate import validate
 from asr.transducer import Transducer
-
-MAX_SKIPPED = 20
-"""Steps in a row without a finite gradient after which training has diverged."""
 
 
 class Outcome(NamedTuple):
@@ -118,7 +115,7 @@ class Trainer:
         self.search = build_search(self.recipe.search, self.network)
         self.progress = checkpoint.Progress()
         self.clock = Stopwatch()
-        self.skipped = 0
+        self.left_out = LeftOut(self.recipe, exp, world, self._say)
         self.stopping = False
         self.saved_at = time.monotonic()
 
@@ -141,7 +138,7 @@ class Trainer:
                 log.close()
             if self.stopping:
                 return self._interrupted()
-        self._say_corrupt()
+        self.left_out.say_total(self.progress)
         wer = finish(self.setup, self.exp, self.progress, self.search, self._say, self.world)
         if self.profile:
             self._say_profile()
@@ -285,8 +282,7 @@ class Trainer:
         """One optimiser step from the gradients of `results`; none if they are not finite."""
         progress, labels = self.progress, sum(result.labels for result in results)
         for result in results:
-            self._report_corrupt(result, log)
-            self._report_non_finite(result, log)
+            self.left_out.utterances(result, progress, log)
             progress.heard_s += result.duration_s
         lr = learning_rate(self.recipe.optimizer, progress.step, progress.total_steps)
         with self.clock("optimiser"):
@@ -302,56 +298,12 @@ class Trainer:
         progress.step += 1
         if not usable:
             if any(result.utterances > len(result.corrupt) for result in results):
-                self._skip(norm, log)
+                self.left_out.step(progress.step, norm, log)
             return
-        self.skipped = 0
+        self.left_out.updated()
         loss = sum(result.loss for result in results) / labels
         log.write("train", progress.step, loss=loss, lr=lr, grad_norm=norm, epoch=progress.epoch)
         display.step(progress.step, progress.epoch, loss, norm)
-
-    def _skip(self, norm: float, log: RunLog | NoLog) -> None:
-        """Note a step without an update; raise TrainingError if that is the policy, or if it goes on."""
-        step, self.skipped = self.progress.step, self.skipped + 1
-        log.write("skip", step, why="no finite gradient", grad_norm=str(norm))
-        if self.options.non_finite == "stop" or self.skipped == MAX_SKIPPED:
-            self.world.fail(
-                TrainingError(
-                    f"step {step}: no finite gradient ({self.skipped} steps in a row); lower optimizer.lr or "
-                    f"training.clip_norm in a new run; the checkpoints in {self.exp / CHECKPOINTS} stay"
-                )
-            )
-        self._say(f"step {step}: no finite gradient (norm {norm}); step left out")
-
-    def _report_non_finite(self, result: BatchResult, log: RunLog | NoLog) -> None:
-        if not result.non_finite:
-            return
-        step, names = self.progress.step + 1, ", ".join(result.non_finite)
-        if self.options.non_finite == "stop":
-            self.world.fail(
-                TrainingError(
-                    f"step {step}: the loss is not finite for {names}; remove them (too short for their "
-                    "text?), lower the learning rate, or set training.non_finite=skip"
-                )
-            )
-        log.write("skip", step, why="loss is not finite", utterances=list(result.non_finite))
-        self._say(f"step {step}: loss is not finite, left out: {names}")
-
-    def _report_corrupt(self, result: BatchResult, log: RunLog | NoLog) -> None:
-        progress, corrupt = self.progress, result.corrupt
-        progress.utterances += result.utterances
-        progress.corrupt += len(corrupt)
-        if corrupt:
-            log.write("corrupt", progress.step + 1, utterances=list(corrupt))
-            self._say(f"step {progress.step + 1}: left out, because it cannot be read: {'; '.join(corrupt)}")
-            most = self.recipe.batches.max_corrupt
-            if error := too_many(progress.corrupt, progress.utterances, most, corrupt[-1]):
-                self.world.fail(error)
-
-    def _say_corrupt(self) -> None:
-        corrupt, utterances = self.progress.corrupt, self.progress.utterances
-        if corrupt:
-            found = f"{corrupt} of {utterances} utterances could not be read and were left out"
-            self._say(f'{found}: kind "corrupt" in {self.exp / LOG}')
 
     def _validate(self, log: RunLog | NoLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
@@ -385,7 +337,7 @@ class Trainer:
 
     def _interrupted(self) -> Outcome:
         path = self._save()
-        self._say_corrupt()
+        self.left_out.say_total(self.progress)
         self._say(f"stopped at step {self.progress.step}; saved {path}")
         command = "asr" if self.world.size == 1 else f"torchrun --nproc-per-node {self.world.size} -m asr"
         self._say(f"resume: {command} train --resume --exp {shlex.quote(str(self.exp))}")

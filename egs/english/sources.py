@@ -26,7 +26,7 @@ class Source(NamedTuple):
     """A larger download is refused."""
     pattern: str
     """Files of the archive that are wanted."""
-    strip: int
+    strip: int = 1
     """Folders of the archive above the layout that is read."""
 
 
@@ -37,7 +37,6 @@ SOURCES = {
         archive="https://www.openslr.org/resources/101/speechocean762.tar.gz",
         max_bytes=1_000_000_000,
         pattern="*speechocean762/*",
-        strip=1,
     ),
     "kathleen": Source(
         page="https://github.com/rhasspy/dataset-voice-kathleen",
@@ -45,7 +44,6 @@ SOURCES = {
         archive="https://github.com/rhasspy/dataset-voice-kathleen/archive/refs/heads/master.zip",
         max_bytes=3_000_000_000,
         pattern="*/data/*",
-        strip=1,
     ),
     "ljspeech": Source(
         page="https://keithito.com/LJ-Speech-Dataset/",
@@ -53,7 +51,6 @@ SOURCES = {
         archive="https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2",
         max_bytes=4_000_000_000,
         pattern="*LJSpeech-1.1/*",
-        strip=1,
     ),
     "noise": Source(
         page="https://www.tensorflow.org/datasets/catalog/speech_commands",
@@ -61,7 +58,6 @@ SOURCES = {
         archive="https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
         max_bytes=4_000_000_000,
         pattern="*_background_noise_/*.wav",
-        strip=1,
     ),
     "rir": Source(
         page="https://www.openslr.org/28/",

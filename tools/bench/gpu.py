@@ -13,7 +13,7 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -96,6 +96,16 @@ class Group:
     """Largest error of a contestant on a small problem of a device; raises ArithmeticError if it is wrong."""
     comparable: bool = True
     """Whether all of them find the same loss."""
+
+
+def rows_of(groups: Mapping[str, Group], shapes: Mapping[str, Sequence[Shape]]) -> list[Row]:
+    """Every contestant of the groups on their shapes, in order."""
+    return [
+        Row(group, shape, name)
+        for group in shapes
+        for shape in shapes[group]
+        for name in groups[group].contestants
+    ]
 
 
 def half(device: str) -> torch.dtype:

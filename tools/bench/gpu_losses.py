@@ -14,7 +14,21 @@ import fused
 import pruned
 import rnnt
 import torch
-from gpu import BANDWIDTH, FLOPS, Contestant, Group, Problem, Remark, Row, Shape, compared, exact, half, step
+from gpu import (
+    BANDWIDTH,
+    FLOPS,
+    Contestant,
+    Group,
+    Problem,
+    Remark,
+    Row,
+    Shape,
+    compared,
+    exact,
+    half,
+    rows_of,
+    step,
+)
 from measure import plain_rnnt_loss
 from tiled import tiled_rnnt_loss
 from torch import Tensor
@@ -39,11 +53,9 @@ def rows(smoke: bool) -> list[Row]:
     """The most telling ones first."""
     shapes = (SMOKE,) if smoke else SHAPES
     sizes = {"fused": shapes, "pruned": shapes, "logits": shapes[:2], "ctc": shapes[:2]}
-    table = [
-        Row(name, shape, one) for name in sizes for shape in sizes[name] for one in GROUPS[name].contestants
-    ]
     # The memory must not grow with V.
-    return table + [Row("fused", SMOKE if smoke else WIDE, name) for name in ("fused, dense", "tiled")]
+    wide = SMOKE if smoke else WIDE
+    return rows_of(GROUPS, sizes) + [Row("fused", wide, name) for name in ("fused, dense", "tiled")]
 
 
 # -- Contestants -------------------------------------------------------------------------------------------

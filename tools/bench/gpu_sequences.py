@@ -15,7 +15,20 @@ from typing import Any, NamedTuple
 import lstm
 import scan
 import torch
-from gpu import BANDWIDTH, FLOPS, Contestant, Group, Problem, Row, Shape, compared, exact, half, step
+from gpu import (
+    BANDWIDTH,
+    FLOPS,
+    Contestant,
+    Group,
+    Problem,
+    Row,
+    Shape,
+    compared,
+    exact,
+    half,
+    rows_of,
+    step,
+)
 from torch import Tensor, nn
 
 from asr_kernels import Cell, delta_rule, gated_linear_attention, linear_scan, use_backend
@@ -75,13 +88,7 @@ class Given(torch.autograd.Function):
 
 
 def rows(smoke: bool) -> list[Row]:
-    shapes = {group: (shape,) for group, shape in SMOKE.items()} if smoke else SHAPES
-    return [
-        Row(group, shape, name)
-        for group in GROUPS
-        for shape in shapes[group]
-        for name in GROUPS[group].contestants
-    ]
+    return rows_of(GROUPS, {group: (shape,) for group, shape in SMOKE.items()} if smoke else SHAPES)
 
 
 # -- Problems ----------------------------------------------------------------------------------------------
