@@ -31,9 +31,10 @@ from asr.layers.context import ContextConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
 from asr.text.tokenizer import TokenizerConfig
-from asr.train import checkpoint
+from asr.train import checkpoint, left_out
+from asr.train.distributed import World
 from asr.train.loop import train
-from asr.train.metrics import read_log
+from asr.train.metrics import NoLog, read_log
 from asr.train.optim import OptimizerConfig, build_optimizer, learning_rate
 from asr.train.preflight import Cost
 from asr.train.recipe import Recipe, TrainingConfig
@@ -282,10 +283,23 @@ def test_a_corpus_may_move(corpus: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert train(None, new, exp, resume=True).finished
 
 
+def test_steps_without_a_gradient_count_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_out, "MAX_SKIPPED", 3)
+    said: list[str] = []
+    lost = left_out.LeftOut(recipe(epochs=1), tmp_path, World(torch.device("cpu")), said.append)
+    for step in (1, 2, 4, 5):
+        if step == 4:
+            lost.updated()
+        lost.step(step, float("nan"), NoLog())
+    assert len(said) == 4
+    with pytest.raises(TrainingError, match=r"step 6: no finite gradient \(3 steps in a row\)"):
+        lost.step(6, float("nan"), NoLog())
+
+
 def test_divergence_stops_training_and_keeps_the_checkpoints(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asr.train import left_out, loop
+    from asr.train import loop
 
     monkeypatch.setattr(left_out, "MAX_SKIPPED", 3)
     monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
