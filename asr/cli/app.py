@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from asr import __version__
-from asr.cli import data, decode, info, parity, score, stream, train, transcribe
+from asr.cli import data, decode, export, info, parity, score, stream, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("decode")(decode.decode)
 app.command("stream")(stream.stream)
 app.command("transcribe")(transcribe.transcribe)
 app.command("parity")(parity.parity)
+app.command("export")(export.export)
 app.command("score")(score.score)
 app.command("info")(info.info)
 

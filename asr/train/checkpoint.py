@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from asr.config import write_atomically
 from asr.errors import ModelError, TrainingError
-from asr.model_directory import WEIGHTS, read_weights
+from asr.model_directory import WEIGHTS
 from asr.train.sharding import spread_like, whole
+from asr.weights import read_weights
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 PREFIX = "step-"
