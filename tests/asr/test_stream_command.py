@@ -34,7 +34,6 @@ class FakePortAudio(ModuleType):
         self.samples, self.opened, self.closed = samples, {}, False
         self.overflow_at: int | None = None
         self.faults: dict[str, str] = {}
-        self.heard = lambda: None
 
     def fail(self, where: str) -> None:
         if where in self.faults:
@@ -65,7 +64,6 @@ class _Opened:
             block = self.fake.samples[start : start + self.size, None]
             status = SimpleNamespace(input_overflow=number == self.fake.overflow_at)
             self.callback(block, len(block), None, status)
-        self.fake.heard()
 
     def close(self) -> None:
         self.fake.closed = True
