@@ -21,7 +21,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -165,6 +165,28 @@ def read_aloud(voice: Voice, text: str, path: Path, rng: np.random.Generator) ->
         soundfile.write(aside, samples * min(1.0, 0.9 / loudest), SAMPLE_RATE, format="FLAC")
 
 
+def read_all(
+    chosen: Sequence[tuple[str, str]], voices: Mapping[str, Voice], out_dir: Path, hours: float, seed: int
+) -> list:
+    """Cuts of the first sentences of `chosen`, of so many hours in all; what is there is not read again."""
+    cuts, done_s, names = [], 0.0, list(voices)
+    with progress_bar() as bar:
+        task = bar.add_task("reading, minutes", total=hours * 60)
+        for number, (written, words) in enumerate(chosen):
+            if done_s >= hours * 3600:
+                break
+            rng = np.random.default_rng([seed, number])
+            name = names[rng.integers(len(names))]
+            path = out_dir / "audio" / name / f"{number:06d}.flac"
+            if not path.exists():
+                read_aloud(voices[name], written, path, rng)
+            recording = file_recording(path, f"{name}-{number:06d}")
+            cuts.append(make_cut(recording, recording.id, words, speaker=name, language="en"))
+            done_s += recording.duration
+            bar.update(task, completed=done_s / 60)
+    return cuts
+
+
 def card(voices: Sequence[str]) -> CorpusCard:
     """What the corpus is."""
     return CorpusCard(
@@ -193,28 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen:
             raise DataError("expected sentences to read, found none: give --text or --wordnet")
         voices = voices_by_name(options.voices.split(","))
-        cuts, done_s = [], 0.0
-        with progress_bar() as bar:
-            task = bar.add_task("reading, minutes", total=options.hours * 60)
-            for number, (written, words) in enumerate(chosen):
-                if done_s >= options.hours * 3600:
-                    break
-                rng = np.random.default_rng([options.seed, number])
-                name = list(voices)[rng.integers(len(voices))]
-                path = options.out_dir / "audio" / name / f"{number:06d}.flac"
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    read_aloud(voices[name], written, path, rng)
-                recording = file_recording(path, f"{name}-{number:06d}")
-                cuts.append(make_cut(recording, recording.id, words, speaker=name, language="en"))
-                done_s += recording.duration
-                bar.update(task, completed=done_s / 60)
+        cuts = read_all(chosen, voices, options.out_dir, options.hours, options.seed)
     except AsrError as error:
         print(f"synthesise.py: {error}", file=sys.stderr)
         return 1
     write_cuts(cuts, options.out_dir / "train.jsonl.gz")
     save_card(card(list(voices)), options.out_dir)
-    print(f"{len(cuts)} sentences, {done_s / 3600:.2f} h of {len(voices)} voices in {options.out_dir}")
+    hours = sum(cut.duration for cut in cuts) / 3600
+    print(f"{len(cuts)} sentences, {hours:.2f} h of {len(voices)} voices in {options.out_dir}")
+    if hours < options.hours:
+        print("all sentences have been read: more hours need more text")
     return 0
 
 
