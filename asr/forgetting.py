@@ -111,7 +111,7 @@ def find_check(model: Path, check: str) -> Path:
     else:
         found = find_manifest(model, check)[0]
     open_part(found)
-    return found.resolve()
+    return found.absolute()
 
 
 def _change(found: Forgetting, after: Measured) -> str:

@@ -99,20 +99,21 @@ def _past_its_stages(network: TransducerConfig) -> TransducerConfig:
 def _refuse(base: Recipe, recipe: Recipe, model: LoadedModel, new_tokens: bool) -> None:
     """Raise ConfigError if the recipe does not fit the weights of the model."""
     losses = []
-    for difference in _differences(base.model_dump(mode="json"), recipe.model_dump(mode="json")):
-        section, name = difference.key.split(".")[0], difference.key.split(".")[-1]
-        if section == "features" or (section == "network" and name not in FREE):
-            if not difference.key.startswith(LOSS):
-                _refuse_one(difference)
-            losses.append(difference)
-        if section == "tokenizer" and not new_tokens:
+    for found in _differences(base.model_dump(mode="json"), recipe.model_dump(mode="json")):
+        section, name = found.key.split(".")[0], found.key.split(".")[-1]
+        if found.key.startswith(LOSS):
+            losses.append(found)
+        elif section == "features" or (section == "network" and name not in FREE):
+            _refuse_one(found)
+        elif section == "tokenizer" and not new_tokens:
             raise ConfigError(
-                f"--set {difference.key}: expected the model's own tokenizer ({difference.old}), found "
-                f"{difference.new}; leave it out, or add --new-tokens"
+                f"--set {found.key}: expected the model's own tokenizer ({found.old}), found {found.new}; "
+                "leave it out, or add --new-tokens"
             )
+    # Some settings of the losses add or remove a head.
     fitting = model.config.model_copy(update={"network": recipe.network})
     if losses and tensor_shapes(fitting) != tensor_shapes(model.config):
-        _refuse_one(losses[0]._replace(key=", ".join(difference.key for difference in losses)))
+        _refuse_one(losses[0]._replace(key=", ".join(found.key for found in losses)))
 
 
 def _refuse_one(difference: Difference) -> NoReturn:

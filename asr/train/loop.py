@@ -9,6 +9,7 @@ A run lives in one directory:
     EXP/log.jsonl, tensorboard/   losses, learning rate, gradient norms, dev WER
     EXP/checkpoints/step-*/       the best and the newest (asr.train.checkpoint)
     EXP/model.safetensors, ...    at the end EXP is a model directory (asr.train.finish)
+    EXP/forgetting.yaml           where a fine-tuning compares before and after (asr.forgetting)
     EXP/training.png, report.html the curves; one page of all that is worth a look (asr.train.page)
 
 Stopping (Ctrl-C, SIGTERM) saves a checkpoint and exits; resuming goes on with the same weights, moments,

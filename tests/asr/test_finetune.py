@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from asr.config import load_config, load_yaml
+from asr.config import load_config, load_yaml, save_config
 from asr.data.batches import BatchesConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, save_card, write_cuts
 from asr.data.plan import Dealing
@@ -110,7 +110,7 @@ def initial(model: Path, **options: object) -> Initial:
 
 
 def test_the_first_step_has_the_loss_of_the_model(model: Path, old: Path, tmp_path: Path) -> None:
-    """With its statistics, on other data; the run writes down where it began."""
+    """And the run writes down where it began."""
     dropouts = ["network.encoder.dropout=0", "network.predictor.dropout=0"]
     recipe = finetune_recipe(model, [*dropouts, "training.epochs=1"])
     exp, first = tmp_path / "exp", initial(model)
@@ -412,10 +412,21 @@ def test_a_model_is_not_overwritten_by_its_own_fine_tuning(model: Path, old: Pat
 
 def test_a_test_set_is_named_as_for_decoding(model: Path, old: Path, tmp_path: Path) -> None:
     for check in (str(old), str(old / "test.jsonl.gz"), "test"):
-        assert find_check(model, check) == (old / "test.jsonl.gz").resolve()
-    assert find_check(model, "dev") == (old / "dev.jsonl.gz").resolve()
+        assert find_check(model, check) == old / "test.jsonl.gz"
+    assert find_check(model, "dev") == old / "dev.jsonl.gz"
     with pytest.raises(ManifestError, match=r"none\.jsonl\.gz"):
         find_check(model, str(tmp_path / "none.jsonl.gz"))
+
+
+def test_synthetic_speech_stays_in_what_is_said_of_a_model(model: Path, old: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    copied.mkdir()
+    for file in ("model.safetensors", "tokenizer.txt", "tokenizer.yaml"):
+        (copied / file).symlink_to(model / file)
+    config = load_config(model / "config.yaml", ModelConfig)
+    save_config(config.model_copy(update={"synthetic": True}), copied / "config.yaml")
+    setup = start_run(finetune_recipe(copied), [old], tmp_path / "exp", ALONE, initial(copied))
+    assert setup.model_config.synthetic
 
 
 def test_a_fact_joins_the_card_once() -> None:
