@@ -38,7 +38,9 @@ from asr.predictors import StatelessPredictorConfig
 from asr.text.tokenizer import TokenizerConfig
 from asr.train import checkpoint, preflight
 from asr.train.distributed import World, read_world, started
+from asr.train.finetune import finetune_recipe
 from asr.train.gradients import divide_gradients, sum_gradients
+from asr.train.initial import Initial
 from asr.train.loop import train
 from asr.train.metrics import read_log
 from asr.train.optim import OptimizerConfig
@@ -206,6 +208,19 @@ def test_two_processes_train_from_shards_as_one_does_from_the_manifest(
     for exp in (one, two):
         lost = [line for record in records(exp, "corrupt") for line in record["utterances"]]  # type: ignore[attr-defined]
         assert [line.split(":")[0] for line in lost] == ["mid-train-2"] * 2
+
+
+def test_two_processes_fine_tune_as_one_does(corpus: Path, tmp_path: Path) -> None:
+    """The main process has the model and its statistics, the others get copies."""
+    model, one, two = tmp_path / "model", tmp_path / "one", tmp_path / "two"
+    train(recipe(epochs=1), corpus, model, console=Console(quiet=True))
+    initial = Initial(model=str(model))
+    gentle = {n: finetune_recipe(model, [f"training.accumulate={n}"]) for n in (1, 2)}
+    train(gentle[2], corpus, one, initial=initial, console=Console(quiet=True))
+    train_together(gentle[1], corpus, two, initial=initial)
+    assert_same_curve(one, two)
+    before, after = load_file(model / "model.safetensors"), load_file(two / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in ("norm.mean", "norm.scale"))
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
