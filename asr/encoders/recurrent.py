@@ -21,7 +21,7 @@ from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.mixers import AnyMixer
 from asr.encoders.mixers.base import Mixer
-from asr.encoders.mixers.min_gru import MinGruConfig
+from asr.encoders.mixers.min_lstm import MinLstmConfig
 from asr.encoders.stack import run
 from asr.layers.convolution import CausalConvolution
 from asr.layers.dropout import Dropout
@@ -36,7 +36,7 @@ class RecurrentEncoderConfig(Config):
     """A stack of recurrent layers."""
 
     kind: Literal["recurrent"] = "recurrent"
-    mixer: AnyMixer = MinGruConfig()
+    mixer: AnyMixer = MinLstmConfig()
     """What carries the past; `kind` names it."""
     others: tuple[AnyMixer, ...] = ()
     """Further mixers: the layers take `mixer` and these in turn (mixers/README.md: Griffin)."""

@@ -163,13 +163,7 @@ def open_run(exp: Path) -> RunSetup:
 
 def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
     torch.manual_seed(recipe.training.seed)
-    model_config = ModelConfig(
-        features=recipe.features,
-        network=recipe.network,
-        search=recipe.search,
-        vocab_size=tokenizer.vocab_size,
-        synthetic=info.synthetic,
-    )
+    model_config = describe_model(recipe, info, tokenizer)
     data = [Path(directory) for directory in info.data]
     pool = _training_pool(data, recipe.batches.mixing)
     training = _training_batches(recipe, pool, tokenizer, masked=True)
@@ -177,6 +171,17 @@ def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
     dev_config = recipe.batches.model_copy(update={"num_workers": 0})
     dev = Batches(_dev_pool(data), dev_config, Fbank(recipe.features), tokenizer, training=False)
     return RunSetup(recipe, info, tokenizer, build_network(model_config), model_config, training, dev)
+
+
+def describe_model(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that a run trains."""
+    return ModelConfig(
+        features=recipe.features,
+        network=recipe.network,
+        search=recipe.search,
+        vocab_size=tokenizer.vocab_size,
+        synthetic=info.synthetic,
+    )
 
 
 def _training_batches(recipe: Recipe, pool: Pool, tokenizer: Tokenizer, masked: bool) -> Batches:

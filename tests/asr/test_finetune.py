@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -444,3 +445,42 @@ def test_a_fact_joins_the_card_once() -> None:
     once = with_fact(card, "forgetting", "little")
     assert once == card.replace("here\n", "here\n- forgetting: little\n")
     assert with_fact(once, "forgetting", "much") == once.replace("little", "much")
+
+
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
+def test_a_model_is_exported_in_fewer_bytes(model: Path, old: Path, tmp_path: Path, call, weights) -> None:
+    out = tmp_path / "small"
+    code, said, err = call("export", model, out, "--weights", weights)
+    assert code == 0, err
+    assert said.startswith(f"model: {out}, model.safetensors ")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "config.yaml", "model.safetensors", "recipe.yaml", "tokenizer.txt", "tokenizer.yaml",
+    ]  # fmt: skip
+    assert (out / "README.md").read_text() == (model / "README.md").read_text()
+    share = (out / "model.safetensors").stat().st_size / (model / "model.safetensors").stat().st_size
+    assert share == pytest.approx({"float32": 1, "float16": 0.5, "int8": 0.25}[weights], abs=0.1)
+    whole, less = (load_model(directory).network.state_dict() for directory in (model, out))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(less[name], tensor, rtol=0.01, atol=float(tensor.abs().max()) / 200)
+    decoded = [evaluate(m, str(old / "test.jsonl.gz"), tmp_path / f"{i}") for i, m in enumerate((model, out))]
+    assert decoded[0].report.overall.wer == decoded[1].report.overall.wer
+    code, _, err = call("export", model, model)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "expected another directory than the model's" in err
+
+
+def test_an_unfinished_training_is_exported_as_far_as_it_is(model: Path, tmp_path: Path, call) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(model, run)
+    (run / "model.safetensors").unlink()
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    code, _, err = call("export", run, out, "--weights", "float32")
+    assert code == 0, err
+    exported = load_model(out).network.state_dict()
+    saved = load_file(newest / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in saved.items())
+    assert f"unfinished: step {int(newest.name[-6:])} of " in (out / "README.md").read_text()
+    shutil.rmtree(run / "checkpoints")
+    code, _, err = call("export", run, tmp_path / "none")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "found no model.safetensors" in err
