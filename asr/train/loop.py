@@ -184,7 +184,7 @@ class Trainer:
 
     def _check(self) -> Cost:
         """What would keep the run from its end, and what it costs."""
-        self.network.encoder.check_steps(self.progress.total_steps)
+        self.network.check_steps(self.progress.total_steps)
         return preflight(self.setup)
 
     def _build_optimizer(self) -> None:
