@@ -183,7 +183,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         index, _, name = key.partition(".")
         if index != RANDOM:
             state.setdefault(int(index), {})[name] = spread_like(tensor, like[int(index)])
-    # A layer that has not joined yet (Encoder.at_step) has no moments.
+    # A layer that has not joined yet (Encoder.at_step) has no moments, nor has a transducer (after_steps).
     if any(entries["exp_avg"].shape != like[index].shape for index, entries in state.items()):
         raise ValueError(f"moments of another network, which has no {len(like)} parameters of these shapes")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -91,7 +91,7 @@ def _past_its_stages(network: TransducerConfig) -> TransducerConfig:
     for name in STAGES:
         if name in values["encoder"]:
             values["encoder"][name] = 0
-    values["loss"]["transducer"]["max_after_steps"] = 0
+    values["loss"]["transducer"].update(after_steps=0, max_after_steps=0)
     values["loss"]["transducer"]["pruned"]["warmup_steps"] = 0
     return TransducerConfig.model_validate(values)
 

@@ -210,7 +210,7 @@ class Trainer:
 
     def _check(self) -> Cost:
         """What would keep the run from its end, and what it costs."""
-        self.network.encoder.check_steps(self.progress.total_steps)
+        self.network.check_steps(self.progress.total_steps)
         cost = preflight(self.setup)
         if self.comparison is not None:
             self.comparison.before(self.exp, self._say)
