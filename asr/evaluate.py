@@ -107,7 +107,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     if options.threads:
         torch.set_num_threads(options.threads)
     recognizer = load(exp, options.device, latency=options.latency, head=options.head)
-    manifest, name = _manifest(exp, data)
+    manifest, name = find_manifest(exp, data)
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
     recordings = _read(manifest)
     out = out or exp / "decode" / f"{name}{options.suffix}"
@@ -124,6 +124,29 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
     return Evaluation(report, out, stats, latency, [*lines, f"results: {out}"])
+
+
+def find_manifest(exp: Path, data: str) -> tuple[Path, str]:
+    """`data` as a manifest or as a split of the corpus of `exp`; and a name for its results.
+
+    Raises ManifestError if `exp` has no such split.
+    """
+    path = Path(data)
+    if path.name.endswith((".jsonl", ".jsonl.gz", SUFFIX)):
+        name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(SUFFIX)
+        return path, f"{path.resolve().parent.name}-{name}"
+    if not (exp / RUN).is_file():
+        raise ManifestError(
+            f"{data}: expected a cut manifest (.jsonl.gz): {exp} does not know its corpus (no {RUN})"
+        )
+    corpora = [Path(directory) for directory in load_config(exp / RUN, RunInfo).data]
+    found = [part for directory in corpora if (part := find_part(directory, data)) is not None]
+    if len(found) != 1:
+        raise ManifestError(
+            f"{corpora[0] / data}.jsonl.gz: expected one of {len(corpora)} corpora to have this split, found "
+            f"{len(found)}; give a cut manifest (.jsonl.gz) or shards (.shar), or prepare the corpus again"
+        )
+    return found[0], data
 
 
 def _read(manifest: Path) -> Recordings:
@@ -235,26 +258,6 @@ def _write(file: IO[str], item: Decoded) -> None:
     }
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     file.flush()
-
-
-def _manifest(exp: Path, data: str) -> tuple[Path, str]:
-    """`data` as a manifest or as a split of the corpus of `exp`; and a name for its results."""
-    path = Path(data)
-    if path.name.endswith((".jsonl", ".jsonl.gz", SUFFIX)):
-        name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(SUFFIX)
-        return path, f"{path.resolve().parent.name}-{name}"
-    if not (exp / RUN).is_file():
-        raise ManifestError(
-            f"{data}: expected a cut manifest (.jsonl.gz): {exp} does not know its corpus (no {RUN})"
-        )
-    corpora = [Path(directory) for directory in load_config(exp / RUN, RunInfo).data]
-    found = [part for directory in corpora if (part := find_part(directory, data)) is not None]
-    if len(found) != 1:
-        raise ManifestError(
-            f"{corpora[0] / data}.jsonl.gz: expected one of {len(corpora)} corpora to have this split, found "
-            f"{len(found)}; give a cut manifest (.jsonl.gz) or shards (.shar), or prepare the corpus again"
-        )
-    return found[0], data
 
 
 def _is_synthetic(manifest: Path) -> bool:

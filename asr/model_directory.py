@@ -2,7 +2,7 @@
 
 ::
 
-    model.safetensors   weights, feature statistics included
+    model.safetensors   weights, feature statistics included (asr.weights)
     config.yaml         ModelConfig: features, network, search
     tokenizer.*         see asr.text.tokenizer
     README.md           the card: how it was trained and what was measured
@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
 from asr.config import Config, load_config, save_config, write_atomically
 from asr.errors import ConfigError, ModelError
@@ -25,6 +23,7 @@ from asr.features.fbank import FbankConfig
 from asr.search import SearchConfig
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.transducer import Transducer, TransducerConfig
+from asr.weights import Storage, pack, read_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
@@ -58,15 +57,20 @@ def build_network(config: ModelConfig) -> Transducer:
 
 
 def save_model(
-    directory: Path | str, config: ModelConfig, network: Transducer, tokenizer: Tokenizer, card: str
+    directory: Path | str,
+    config: ModelConfig,
+    network: Transducer,
+    tokenizer: Tokenizer,
+    card: str,
+    storage: Storage = "float32",
 ) -> None:
     """Write a model directory; every file is either the old one or the new one at any moment."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
     save_config(config, directory / CONFIG)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(directory / WEIGHTS, save(weights))
+    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    write_atomically(directory / WEIGHTS, save(pack(weights, storage)))
     write_atomically(directory / CARD, card.encode())
 
 
@@ -91,15 +95,6 @@ def load_model(directory: Path | str, device: str | torch.device = "cpu") -> Loa
     network = build_network(config)
     load_weights(network, directory / WEIGHTS)
     return LoadedModel(config, network.to(check_device(device)).eval(), tokenizer)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises ModelError naming it."""
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
-    return weights
 
 
 def check_device(name: str | torch.device) -> torch.device:

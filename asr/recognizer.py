@@ -31,6 +31,7 @@ from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.model_directory import LoadedModel, load_model
+from asr.pretrained import pretrained
 from asr.search import SearchConfig, SearchResult, Token, build_search, search_whole
 from asr.session import Event, Session
 from asr.transcript import TimedToken, Transcript, Word, make_transcript
@@ -85,7 +86,7 @@ class Flushed(NamedTuple):
 
 
 def load(
-    directory: Path | str,
+    directory: Path | str | None = None,
     device: str = "cpu",
     search: SearchConfig | None = None,
     *,
@@ -94,9 +95,10 @@ def load(
 ) -> Recognizer:
     """Read a model directory, optionally with other search settings, latency or head than it was saved with.
 
-    Raises ModelError naming the file, ConfigError for a latency or head that the network does not have.
+    None is the English model that comes with the package. Raises ModelError naming the file, ConfigError for
+    a latency or head that the network does not have.
     """
-    model = load_model(directory, device)
+    model = load_model(pretrained() if directory is None else directory, device)
     if head is not None:
         search = (search or model.config.search).model_copy(update={"head": head})
     recognizer = Recognizer(model, search)

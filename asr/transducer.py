@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from asr.config import Config
 from asr.encoders import Encoder, EncoderConfig, EncoderOutput, LstmEncoderConfig, build_encoder
+from asr.errors import ConfigError
 from asr.joiner import Joiner, JoinerConfig
 from asr.layers.norm import FeatureNorm
 from asr.losses import (
@@ -56,7 +57,7 @@ class TransducerConfig(Config):
 
 
 class Losses(NamedTuple):
-    """Losses of a batch, per utterance, unweighted; None where the model has no such head."""
+    """Losses of a batch, per utterance, unweighted; None where there is no such head or it has not joined."""
 
     total: Tensor
     """(B,) weighted sum."""
@@ -124,14 +125,15 @@ class Transducer(nn.Module):
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
         transducer = ctc = None
         to = Transcripts(targets, lengths, target_lengths, self.blank)
-        if self.has_transducer:
-            transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, step)
+        own_step = config.transducer.own_step(step)
+        if self.has_transducer and (own_step is None or own_step >= 0):
+            transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, own_step)
             total = total + config.transducer.weight * transducer
         if self.ctc is not None:
             ctc = ctc_head_loss(config.ctc, self.ctc(encoded), to)
             # Beside a transducer CTC only helps: where it has no path it must not cost the utterance.
             total = total + config.ctc.weight * (
-                ctc.masked_fill(ctc == torch.inf, 0.0) if transducer is not None else ctc
+                ctc.masked_fill(ctc == torch.inf, 0.0) if self.has_transducer else ctc
             )
         return Losses(total, transducer, ctc)
 
@@ -145,6 +147,16 @@ class Transducer(nn.Module):
             am, lm = self.simple_encoder(frames), self.simple_predictor(spoken)
             return pruned_transducer_loss(loss, am, lm, joiner, to, step)
         return transducer_loss(loss, joiner, to, step)
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ConfigError if so many optimiser steps of training would leave out a part of the network."""
+        self.encoder.check_steps(steps)
+        after = self.config.loss.transducer.after_steps
+        if after and after >= steps:
+            raise ConfigError(
+                f"with after_steps {after} the transducer loss begins at step {after} and the training has "
+                f"{steps}: set network.loss.transducer.after_steps, {steps // 10} would do"
+            )
 
     def frames_needed(self, target: Sequence[int]) -> int:
         """Fewest encoder frames from which `target` can be trained; an auxiliary CTC head asks for none."""

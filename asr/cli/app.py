@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from asr import __version__
-from asr.cli import data, decode, info, parity, score, stream, train, transcribe
+from asr.cli import data, decode, export, finetune, info, parity, score, stream, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -25,10 +25,12 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
 app.command("decode")(decode.decode)
 app.command("stream")(stream.stream)
 app.command("transcribe")(transcribe.transcribe)
 app.command("parity")(parity.parity)
+app.command("export")(export.export)
 app.command("score")(score.score)
 app.command("info")(info.info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -18,6 +19,10 @@ LatencyOption = Annotated[
         "--latency",
         help="When it answers: CHUNK_MS heard at once; of some models CHUNK_MS:HISTORY_MS, or full.",
     ),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", help="Model directory; without one, the English model in the package."),
 ]
 CHUNK_MS = 100.0
 ChunkOption = Annotated[

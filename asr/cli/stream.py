@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -22,7 +21,7 @@ BYTES = 2  # of a sample
 
 
 def stream(
-    model: Annotated[Path | None, typer.Option(help="Model directory.")] = None,
+    model: options.ModelOption = None,
     mic: Annotated[bool, typer.Option("--mic", help="Hear the microphone (extra mic).")] = False,
     pipe: Annotated[bool, typer.Option("--stdin", help="Hear 16-bit mono samples from stdin.")] = False,
     rate: Annotated[int, typer.Option(min=1000, help="Samples per second.")] = 16000,
@@ -49,8 +48,6 @@ def stream(
         raise ConfigError("expected --mic or --stdin, found " + ("both" if mic else "neither") + "; give one")
     if pipe and device is not None:
         raise ConfigError("--device is for --mic: leave it out, or give --mic instead of --stdin")
-    if model is None:
-        raise ConfigError("expected --model, a model directory, found none")
     endpoint = options.endpoint_of(silence, max_length, nothing)
     options.check_voice(vad, endpoint)
     import torch

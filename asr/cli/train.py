@@ -46,6 +46,7 @@ def train(
     """
     from asr.config import load_recipe, override
     from asr.errors import ConfigError
+    from asr.forgetting import ForgettingCheck
     from asr.train.loop import train as run
     from asr.train.recipe import Recipe
 
@@ -61,4 +62,5 @@ def train(
             raise ConfigError("--find-batch needs a recipe and --data; --memory is for --find-batch")
         find(chosen, data, device=device, budget_bytes=None if memory is None else int(memory * 2**30))
         return
-    run(chosen, data, exp, resume=resume, profile=profile, device=device)
+    comparison = ForgettingCheck(device)
+    run(chosen, data, exp, comparison=comparison, resume=resume, profile=profile, device=device)

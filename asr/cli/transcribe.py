@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3.")],
-    model: Annotated[Path, typer.Option(help="Model directory.")],
+    model: options.ModelOption = None,
     format: Annotated[
         Literal["txt", "json", "srt", "vtt", "ctm"], typer.Option(help="Output format.")
     ] = "txt",

@@ -31,6 +31,7 @@ from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
+from asr.layers.dropout import Dropout
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.residual import begin_small
 from asr.layers.window import gather_from, joined
@@ -144,7 +145,7 @@ class ChunkedEncoder(Encoder):
         self.context = config.contexts[0]
         self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
         begin_small(self.layers)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def streaming(self) -> bool:  # type: ignore[override]

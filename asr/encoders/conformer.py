@@ -22,6 +22,7 @@ from torch.nn import functional
 from asr.encoders.chunked import ChunkedEncoder, ChunkedEncoderConfig, Layer, Seen
 from asr.layers.attention import AttentionState, SelfAttention
 from asr.layers.convolution import DepthwiseConvolution
+from asr.layers.dropout import Dropout
 from asr.layers.feedforward import FeedForward
 from asr.layers.residual import Branch
 
@@ -94,7 +95,7 @@ class ConvolutionModule(Branch):
         self.depthwise = DepthwiseConvolution(dim, kernel, kind)
         self.inner_norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, seen: Seen, state: Tensor | None) -> tuple[Tensor, Any]:
         """Whole signals, or the next chunk behind the state (B, left, dim); and the new state."""

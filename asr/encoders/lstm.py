@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
 from asr.errors import ConfigError
+from asr.layers.dropout import Dropout
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.pieces import cut, together
 from asr.layers.subsampling import SubsamplingConfig
@@ -109,7 +110,7 @@ class LstmEncoder(Encoder):
             for norm in self.norms[1:]:
                 assert isinstance(norm, nn.LayerNorm)
                 nn.init.zeros_(norm.weight)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def why_not_streaming(self) -> str:

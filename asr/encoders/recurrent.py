@@ -21,9 +21,10 @@ from asr.config import Config
 from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.mixers import AnyMixer
 from asr.encoders.mixers.base import Mixer
-from asr.encoders.mixers.min_gru import MinGruConfig
+from asr.encoders.mixers.min_lstm import MinLstmConfig
 from asr.encoders.stack import run
 from asr.layers.convolution import CausalConvolution
+from asr.layers.dropout import Dropout
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.feedforward import FeedForward
 from asr.layers.residual import begin_small
@@ -35,7 +36,7 @@ class RecurrentEncoderConfig(Config):
     """A stack of recurrent layers."""
 
     kind: Literal["recurrent"] = "recurrent"
-    mixer: AnyMixer = MinGruConfig()
+    mixer: AnyMixer = MinLstmConfig()
     """What carries the past; `kind` names it."""
     others: tuple[AnyMixer, ...] = ()
     """Further mixers: the layers take `mixer` and these in turn (mixers/README.md: Griffin)."""
@@ -99,7 +100,7 @@ class RecurrentEncoder(Encoder):
         self.layers = nn.ModuleList(RecurrentLayer(config, n) for n in range(config.layers))
         begin_small(self.layers)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def why_not_streaming(self) -> str:
@@ -150,7 +151,7 @@ class RecurrentLayer(nn.Module):
         self.feed_forward = (
             FeedForward(config.dim, config.expansion, config.dropout) if config.expansion else None
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, lengths: Tensor | None, state: LayerState | None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from asr.encoders.base import Encoder, EncoderOutput
 from asr.encoders.stack import StackConfig, run
 from asr.layers.attention import SelfAttention, positions
+from asr.layers.dropout import Dropout
 from asr.layers.entrance import Entrance, EntranceState
 from asr.layers.feedforward import FeedForward
 from asr.layers.residual import begin_small
@@ -81,7 +82,7 @@ class TransformerEncoder(Encoder):
         self.layers = nn.ModuleList(BandLayer(config) for _ in range(config.layers))
         begin_small(self.layers)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @property
     def blocks(self) -> list[nn.Module]:

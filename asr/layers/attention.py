@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.layers.dropout import Dropout
 from asr.layers.residual import Branch
 
 PositionKind = Literal["rotary", "relative"]
@@ -76,7 +77,7 @@ class SelfAttention(Branch):
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if kind == "relative":
             self.distance = nn.Linear(dim, dim, bias=False)
             self.content_bias = nn.Parameter(torch.zeros(heads, dim // heads))
@@ -113,12 +114,7 @@ class SelfAttention(Branch):
             far = self.distance(where.distances).view(-1, *q.shape[2:])
             bias = _masked(self._distance_scores(q, far, k.shape[1]), bias)
             q = q + self.content_bias
-        y = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=bias,
-        )
+        y = _attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
         y = y.transpose(1, 2).reshape(len(y), T, self.out.in_features)
         out: Tensor = self.dropout(self.out(y))
         return out
@@ -139,6 +135,21 @@ class SelfAttention(Branch):
         padded = functional.pad(by_distance, (0, 1)).flatten(2)
         shifted = padded[..., T - 1 : T - 1 + T * (keys + T - 1)]
         return shifted.view(*q.shape[:1], q.shape[2], T, keys + T - 1)[..., :keys]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's, with q (B, heads, T, d), or spelt out where that is faster and its scores are few.
+
+    Short utterances in bfloat16 on a CPU: forward and backward of 16 times 63 frames, 4 heads, 64 wide, take
+    31 ms with torch's and 6 ms spelt out; beyond 128 frames torch's is no slower.
+    """
+    short = max(q.shape[2], k.shape[2]) <= 128
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not short or not torch.is_grad_enabled():
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(2, 3)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(-1) @ v
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:

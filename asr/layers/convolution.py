@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.layers.depthwise import depthwise
 from asr.layers.residual import Branch
 from asr.layers.window import WindowState, gather_from, initial_window_state, slide
 
@@ -90,8 +91,7 @@ class DepthwiseConvolution(nn.Module):
 
     def _convolve(self, frames: Tensor) -> Tensor:
         """(B, L, dim) -> (B, L - size + 1, dim)."""
-        y = functional.conv1d(frames.transpose(1, 2), self.weight, self.bias, groups=len(self.weight))
-        return y.transpose(1, 2)
+        return depthwise(frames, self.weight, self.bias)
 
 
 class CausalConvolution(Branch):
@@ -133,7 +133,8 @@ class CausalDepthwise(nn.Module):
         end = end.to(state.dtype)
         if x.shape[1] == 0:
             return x, end
-        return self.convolution(frames.transpose(1, 2)).transpose(1, 2), end
+        assert self.convolution.bias is not None
+        return depthwise(frames, self.convolution.weight, self.convolution.bias), end
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """State of `batch` streams that have heard nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.layers.dropout import Dropout
 from asr.layers.residual import Branch
 
 
@@ -20,7 +21,7 @@ class FeedForward(Branch):
         self.norm = nn.LayerNorm(dim)
         self.up = nn.Linear(dim, expansion * dim)
         self.out = nn.Linear(expansion * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the module docstring."""

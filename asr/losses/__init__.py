@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from asr.config import Config
 from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_head_loss
 from asr.losses.topology import TopologyConfig
@@ -21,6 +23,15 @@ class LossConfig(Config):
 
     transducer: TransducerLossConfig = TransducerLossConfig()
     ctc: CtcLossConfig = CtcLossConfig()
+
+    @model_validator(mode="after")
+    def _ctc_can_begin_alone(self) -> LossConfig:
+        if self.transducer.after_steps and not (self.transducer.weight and self.ctc.weight):
+            raise ValueError(
+                "transducer.after_steps trains a CTC head alone before the transducer: set ctc.weight and "
+                "transducer.weight above 0, or after_steps to 0"
+            )
+        return self
 
 
 __all__ = [

@@ -61,6 +61,9 @@ class TransducerLossConfig(Config):
 
     weight: float = Field(1.0, ge=0)
     """Its share in the total loss; 0 trains without it."""
+    after_steps: int = Field(0, ge=0)
+    """Optimiser steps that train the CTC head alone before: predictor and joiner stay as they were drawn, so
+    that a greedy transducer search on dev has about 100 % errors until then. Warm-ups count from there."""
     kind: Literal["full", "fused", "pruned"] = "fused"
     """full stores the joiner's output, fused and pruned do not; pruned is an approximation."""
     topology: TopologyConfig = TopologyConfig()
@@ -75,6 +78,10 @@ class TransducerLossConfig(Config):
     skip_below: float = Field(1e-8, ge=0, lt=1)
     """fused and pruned: nodes less probable than this share of their utterance's largest give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
+
+    def own_step(self, step: int | None) -> int | None:
+        """Optimiser steps with this loss before `step`; negative while CTC is alone. None stays None."""
+        return None if step is None else step - self.after_steps
 
     def criterion_at(self, step: int | None) -> Literal["sum", "max"]:
         """The criterion of an optimiser step; None is after the warm-up."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.config import Config
+from asr.layers.dropout import Dropout
 from asr.predictors.base import Predictor, PredictorOutput
 
 
@@ -46,7 +47,7 @@ class LstmPredictor(Predictor):
         between = config.dropout if config.layers > 1 else 0.0
         self.lstm = nn.LSTM(config.dim, config.dim, config.layers, batch_first=True, dropout=between)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, labels: Tensor, state: LstmPredictorState) -> PredictorOutput:
         """See Predictor.forward."""

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from asr.config import Config
+from asr.layers.dropout import Dropout
 from asr.predictors.base import Predictor, PredictorOutput
 
 
@@ -47,7 +48,7 @@ class StatelessPredictor(Predictor):
         self.embedding = nn.Embedding(vocab_size, config.dim)
         groups = config.dim // math.gcd(config.dim, 4)  # four channels mix, as far as the width divides
         self.mix = nn.Conv1d(config.dim, config.dim, config.context, groups=groups)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, labels: Tensor, state: StatelessState) -> PredictorOutput:
         """See Predictor.forward."""

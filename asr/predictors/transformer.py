@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asr.config import Config
 from asr.layers.attention import AttentionState, PositionKind, SelfAttention, positions
+from asr.layers.dropout import Dropout
 from asr.layers.feedforward import FeedForward
 from asr.layers.heads import head_width
 from asr.layers.residual import begin_small
@@ -67,7 +68,7 @@ class TransformerPredictor(Predictor):
         )
         begin_small(self)
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, labels: Tensor, state: TransformerPredictorState) -> PredictorOutput:
         """See Predictor.forward."""

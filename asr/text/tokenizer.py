@@ -46,6 +46,9 @@ BLANK = "<blank>"
 UNKNOWN = "<unk>"
 BOUNDARY = "▁"
 
+UNKNOWN_REMEDY = "correct the text, train the tokenizer on text that holds it, or set tokenizer.unk=true"
+"""What the error of an unknown symbol ends with."""
+
 MAX_SYMBOLS_BYTES = 64_000_000
 """A million words or a SentencePiece model of a million pieces stay below this."""
 
@@ -83,7 +86,7 @@ class WordSpan(NamedTuple):
 
 
 class Tokenizer:
-    """Text to label ids and back. Made by `train_tokenizer` or `load_tokenizer`; immutable; pickles."""
+    """Text to label ids and back. Made by `train_`, `extend_` or `load_tokenizer`; immutable; pickles."""
 
     def __init__(self, config: TokenizerConfig, symbols: Sequence[str], model: bytes | None = None) -> None:
         self.config = config
@@ -185,10 +188,7 @@ class Tokenizer:
         kind, symbol = ("word", unit[1:]) if self.config.kind == "word" else ("symbol", unit)
         shown = "' ' (the space)" if symbol == BOUNDARY else repr(symbol)
         code = f" (U+{ord(symbol):04X})" if kind == "symbol" and not symbol.isascii() else ""
-        raise TokenError(
-            f"{_prefix(utterance)}the tokenizer has no {kind} {shown}{code}; correct the text, train the "
-            "tokenizer on text that holds it, or set tokenizer.unk=true"
-        )
+        raise TokenError(f"{_prefix(utterance)}the tokenizer has no {kind} {shown}{code}; {UNKNOWN_REMEDY}")
 
     def _check_labels(self, ids: Sequence[int]) -> None:
         if 0 in ids:
@@ -224,13 +224,20 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     if config.kind in {"bpe", "unigram"}:
         # A list, because SentencePiece would wrap an error raised while it iterates in one of its own.
         return _from_sentencepiece(config, _train_sentencepiece(config, [*map(_check_reserved, cleaned)]))
-    found = {unit for text in cleaned for unit in _units(text, config.kind)}
-    if not found:
-        raise DataError("a tokenizer needs at least one text that is not empty, found none")
-    # Texts of one word each have no space, but utterances that are joined from them do.
-    symbols = sorted(found | {BOUNDARY} if config.kind == "char" else found)
-    special = _special(config)
-    return Tokenizer(config, [*special, *(symbol for symbol in symbols if symbol not in special)])
+    return Tokenizer(config, [*_special(config), *_new_symbols(config, cleaned, _special(config))])
+
+
+def extend_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The symbols of a `char` or `word` tokenizer, in place, and behind them the new ones of a corpus.
+
+    `config` is of the same kind; where only it asks for `unk`, ids move up by one. Raises like
+    `train_tokenizer`.
+    """
+    assert config.kind == tokenizer.config.kind not in {"bpe", "unigram"}
+    special, own = _special(config), tokenizer.symbols[len(_special(tokenizer.config)) :]
+    kept = [*special, *(symbol for symbol in own if symbol not in special)]
+    cleaned = (text for text in map(clean, texts) if text)
+    return Tokenizer(config, [*kept, *_new_symbols(config, cleaned, kept)])
 
 
 def load_tokenizer(directory: Path | str) -> Tokenizer:
@@ -268,6 +275,15 @@ def _units(text: str, kind: TokenizerKind) -> list[str]:
     if kind == "word":
         return [BOUNDARY + word for word in text.split()]
     return list(text.replace(" ", BOUNDARY))
+
+
+def _new_symbols(config: TokenizerConfig, texts: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Symbols of clean texts that are not known yet, in order."""
+    found = {unit for text in texts for unit in _units(text, config.kind)}
+    if not found:
+        raise DataError("a tokenizer needs at least one text that is not empty, found none")
+    # Texts of one word each have no space, but utterances that are joined from them do.
+    return sorted((found | {BOUNDARY} if config.kind == "char" else found).difference(known))
 
 
 def _special(config: TokenizerConfig) -> list[str]:

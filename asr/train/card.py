@@ -25,6 +25,7 @@ def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> l
         ("model", f"{parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz"),
         ("corpus", f"{info.corpus} ({len(setup.batches.pool)} training recordings)"),
         ("dev WER", f"{100 * dev_wer:.2f} % ({weights})"),
+        *([] if info.initial is None else [("began as", info.initial.described)]),
         ("trained", f"at {throughput:.0f} utterance-seconds per second on {environment.hardware}"),
         ("started", f"{environment.started}, {software}"),
     ]
@@ -43,3 +44,10 @@ def model_card(setup: RunSetup, lines: Sequence[tuple[str, str]]) -> str:
 
     asr transcribe FILE... --model DIR
 """
+
+
+def with_fact(card: str, name: str, value: str) -> str:
+    """The card with one more line behind its list, in place of what it said of `name`."""
+    lines = [line for line in card.split("\n") if not line.startswith(f"- {name}: ")]
+    last = max((i for i, line in enumerate(lines) if line.startswith("- ")), default=len(lines) - 1)
+    return "\n".join([*lines[: last + 1], f"- {name}: {value}", *lines[last + 1 :]])

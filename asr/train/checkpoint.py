@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from asr.config import write_atomically
 from asr.errors import ModelError, TrainingError
-from asr.model_directory import WEIGHTS, read_weights
+from asr.model_directory import WEIGHTS
 from asr.train.sharding import spread_like, whole
+from asr.weights import read_weights
 
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 PREFIX = "step-"
@@ -182,7 +183,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         index, _, name = key.partition(".")
         if index != RANDOM:
             state.setdefault(int(index), {})[name] = spread_like(tensor, like[int(index)])
-    # A layer that has not joined yet (Encoder.at_step) has no moments.
+    # A layer that has not joined yet (Encoder.at_step) has no moments, nor has a transducer (after_steps).
     if any(entries["exp_avg"].shape != like[index].shape for index, entries in state.items()):
         raise ValueError(f"moments of another network, which has no {len(like)} parameters of these shapes")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -9,6 +9,7 @@ A run lives in one directory:
     EXP/log.jsonl, tensorboard/   losses, learning rate, gradient norms, dev WER
     EXP/checkpoints/step-*/       the best and the newest (asr.train.checkpoint)
     EXP/model.safetensors, ...    at the end EXP is a model directory (asr.train.finish)
+    EXP/forgetting.yaml           where a fine-tuning compares before and after (asr.forgetting)
     EXP/training.png, report.html the curves; one page of all that is worth a look (asr.train.page)
 
 Stopping (Ctrl-C, SIGTERM) saves a checkpoint and exits; resuming goes on with the same weights, moments,
@@ -22,9 +23,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from rich.console import Console
@@ -40,6 +41,7 @@ from asr.train import checkpoint
 from asr.train.distributed import World, started
 from asr.train.finish import finish
 from asr.train.gradients import divide_gradients, sum_gradients
+from asr.train.initial import Initial
 from asr.train.left_out import LeftOut
 from asr.train.metrics import NoLog, RunLog, Stopwatch
 from asr.train.optim import build_optimizer, learning_rate
@@ -63,11 +65,23 @@ class Outcome(NamedTuple):
     """Of the weights that were kept, if this call ended the run."""
 
 
+class Comparison(Protocol):
+    """What a run measures beside its own training, on the main process; `say` prints a line."""
+
+    def before(self, exp: Path, say: Callable[[str], None]) -> None:
+        """Before the first step of the run in `exp`."""
+
+    def after(self, exp: Path, say: Callable[[str], None]) -> None:
+        """When the model is in `exp`, and whenever a finished run is resumed."""
+
+
 def train(
     recipe: Recipe | None,
     data: Path | Sequence[Path] | None,
     exp: Path,
     *,
+    initial: Initial | None = None,
+    comparison: Comparison | None = None,
     resume: bool = False,
     profile: bool = False,
     device: str = "cpu",
@@ -75,7 +89,8 @@ def train(
 ) -> Outcome:
     """Train `recipe` on the corpus directory `data`, or several, into `exp`, or go on with the run in `exp`.
 
-    With `resume`, `data` says where the corpora have moved, if they have. Raises TrainingError, DataError or
+    A new run has the first weights of the model that `initial` names, or fresh ones. With `resume`, `data`
+    says where the corpora have moved, if they have. Raises TrainingError, DataError or
     ConfigError with one line; the last checkpoint is never lost. Of several processes the main one raises
     it, and SystemExit ends the others. A run that torchrun starts again after a process has died goes on
     where its last checkpoint is.
@@ -83,18 +98,18 @@ def train(
     corpora = [data] if isinstance(data, Path) else list(data or ())
     with started(device) as world:
         if world.restarts and recipe is not None and corpora:
-            resume = resume or world.from_main(lambda: is_run(exp, recipe, corpora))
+            resume = resume or world.from_main(lambda: is_run(exp, recipe, corpora, initial))
 
         def begin() -> RunSetup:
             if resume:
                 return resume_run(exp, corpora)
             if recipe is None or not corpora:
                 raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
-            return start_run(recipe, corpora, exp, world)
+            return start_run(recipe, corpora, exp, world, initial)
 
         setup = world.main_first(begin, lambda: open_run(exp))
         console = (console or Console()) if world.main else Console(quiet=True)
-        return Trainer(setup, exp, world, console, profile).run(resume)
+        return Trainer(setup, exp, world, console, profile, comparison).run(resume)
 
 
 class Trainer:
@@ -105,8 +120,17 @@ class Trainer:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, setup: RunSetup, exp: Path, world: World, console: Console, profile: bool) -> None:
+    def __init__(
+        self,
+        setup: RunSetup,
+        exp: Path,
+        world: World,
+        console: Console,
+        profile: bool = False,
+        comparison: Comparison | None = None,
+    ) -> None:
         self.setup, self.exp, self.world, self.console, self.profile = setup, exp, world, console, profile
+        self.comparison = comparison if world.main else None
         self.recipe, self.batches, self.options = setup.recipe, setup.batches, setup.recipe.training
         self.network = setup.network.to(world.device)
         self.sharded = self.options.sharding == "fsdp2" and world.size > 1
@@ -128,6 +152,7 @@ class Trainer:
                 self._prepare()
             if self.world.from_main(self._is_finished):
                 self._say(f"this run is finished; the model is in {self.exp}")
+                self._compare()
                 return Outcome(self.exp, True, None)
             log = RunLog(self.exp, self.progress.step) if self.world.main else NoLog()
             try:
@@ -142,6 +167,7 @@ class Trainer:
         wer = finish(self.setup, self.exp, self.progress, self.search, self._say, self.world)
         if self.profile:
             self._say_profile()
+        self._compare()
         self._say(f"model: {self.exp}")
         return Outcome(self.exp, True, wer)
 
@@ -184,8 +210,16 @@ class Trainer:
 
     def _check(self) -> Cost:
         """What would keep the run from its end, and what it costs."""
-        self.network.encoder.check_steps(self.progress.total_steps)
-        return preflight(self.setup)
+        self.network.check_steps(self.progress.total_steps)
+        cost = preflight(self.setup)
+        if self.comparison is not None:
+            self.comparison.before(self.exp, self._say)
+        return cost
+
+    def _compare(self) -> None:
+        """Nothing waits for this any more: the other processes end meanwhile."""
+        if self.comparison is not None:
+            self.comparison.after(self.exp, self._say)
 
     def _build_optimizer(self) -> None:
         """Decide what is trained, once the network has its weights."""

@@ -25,6 +25,8 @@ class OptimizerConfig(Config):
     lr: float = Field(1e-3, gt=0)
     """Highest learning rate, at the end of the warm-up."""
     warmup_steps: int = Field(200, ge=0)
+    warmup_share: float = Field(1.0, ge=0, le=1)
+    """The warm-up takes at most this share of the run."""
     final_lr: float = Field(0.02, ge=0, le=1)
     """Learning rate at the end, as a share of `lr`."""
     weight_decay: float = Field(1e-2, ge=0)
@@ -46,8 +48,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Learning rate of `step` (from 0) of `total_steps`: linear rise, then half a cosine."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    warmup = min(config.warmup_steps, int(config.warmup_share * total_steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)

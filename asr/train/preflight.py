@@ -1,6 +1,7 @@
 """Before the first step: is every utterance long enough, and what will training cost?
 
-The statistics of the features are measured on the way, over the first batches of training.
+The statistics of the features are measured on the way, over the first batches of training; a run that
+begins with a model keeps the model's, to which its weights belong.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import heapq
 import resource
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from asr.data.batch import Batch
-from asr.errors import TrainingError
+from asr.errors import TokenError, TrainingError
 from asr.features.fbank import FbankConfig, feature_count
 from asr.lengths import seconds_to_samples, subsampled
 from asr.text.tokenizer import Tokenizer
@@ -43,9 +45,14 @@ class Cost(NamedTuple):
 def preflight(setup: RunSetup) -> Cost:
     """Check lengths, measure the feature statistics into the network, and the cost of the largest batches.
 
-    Raises TrainingError naming utterances that are too short for their text.
+    Raises TrainingError naming utterances that are too short for their text, TokenError naming one that the
+    tokenizer cannot write.
     """
-    refuse_too_short(setup.utterances(), setup.recipe.features, setup.tokenizer, setup.network)
+    initial = setup.info.initial
+    try:
+        refuse_too_short(setup.utterances(), setup.recipe.features, setup.tokenizer, setup.network)
+    except TokenError as error:
+        raise error if initial is None else initial.explain(error) from None
     largest: list[tuple[int, int, Batch]] = []
     corrupt: list[str] = []
 
@@ -62,7 +69,10 @@ def preflight(setup: RunSetup) -> Cost:
         if not largest:
             raise TrainingError(f"no recording of the first batches can be read, the first is {corrupt[0]}")
 
-    setup.network.norm.measure(features())
+    if initial is None:
+        setup.network.norm.measure(features())
+    else:
+        deque(features(), maxlen=0)  # for the largest batches alone
     batches = [batch for _, _, batch in largest]
     return measure_cost(batches, setup.network.train(), setup.recipe.training.precision)
 

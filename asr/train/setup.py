@@ -12,16 +12,17 @@ from pydantic import BeforeValidator
 
 from asr.config import Config, load_config, save_config
 from asr.data.batches import Batches, training_texts
-from asr.data.manifests import check_unique, load_card
+from asr.data.manifests import CorpusCard, check_unique, load_card
 from asr.data.parts import MixingConfig, Part, Pool, find_part, open_part
 from asr.errors import ManifestError, TrainingError
 from asr.features.fbank import Fbank
 from asr.features.specaugment import SpecAugment
-from asr.model_directory import ModelConfig, build_network
+from asr.model_directory import ModelConfig, build_network, load_model
 from asr.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from asr.train.checkpoint import checkpoints
 from asr.train.distributed import World
 from asr.train.environment import Environment, describe_environment
+from asr.train.initial import Initial, copy_weights
 from asr.train.recipe import Recipe
 from asr.transducer import Transducer
 
@@ -41,6 +42,8 @@ class RunInfo(Config):
     corpus: str
     synthetic: bool
     environment: Environment
+    initial: Initial | None = None
+    """The model that it began with, if it did not begin with fresh weights."""
 
 
 class Utterance(NamedTuple):
@@ -90,14 +93,18 @@ def _shortened(part: Part, edges_s: float = 0.0, speed: float = 1.0) -> Iterator
         yield Utterance(words.id, (float(duration_s) + edges_s) / speed, words.text)
 
 
-def start_run(recipe: Recipe, data: Sequence[Path], exp: Path, world: World) -> RunSetup:
+def start_run(
+    recipe: Recipe, data: Sequence[Path], exp: Path, world: World, initial: Initial | None = None
+) -> RunSetup:
     """A new run in `exp`; raises TrainingError if there is one already."""
+    if initial is not None and exp.resolve() == Path(initial.model):
+        raise TrainingError(f"--exp {exp}: this is the model to begin with; choose another directory")
     if checkpoints(exp / CHECKPOINTS):
         raise TrainingError(
             f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
             "or choose another directory"
         )
-    setup = prepare_run(recipe, data, world)
+    setup = prepare_run(recipe, data, world, initial)
     exp.mkdir(parents=True, exist_ok=True)
     setup.tokenizer.save(exp)
     save_config(setup.info, exp / RUN)
@@ -105,18 +112,29 @@ def start_run(recipe: Recipe, data: Sequence[Path], exp: Path, world: World) -> 
     return setup
 
 
-def prepare_run(recipe: Recipe, data: Sequence[Path], world: World) -> RunSetup:
-    """A run of which nothing is written down."""
+def prepare_run(
+    recipe: Recipe, data: Sequence[Path], world: World, initial: Initial | None = None
+) -> RunSetup:
+    """A run of which nothing is written down, with the weights of `initial` or fresh ones."""
     cards = [load_card(directory) for directory in data]
+    model = None if initial is None else load_model(initial.model)
     texts = training_texts(_training_pool(data, recipe.batches.mixing), recipe.batches)
-    tokenizer = train_tokenizer(recipe.tokenizer, texts)
+    if initial is None or model is None:
+        tokenizer = train_tokenizer(recipe.tokenizer, texts)
+    else:
+        tokenizer = initial.tokenizer(model.tokenizer, recipe.tokenizer, texts)
     info = RunInfo(
         data=_names(data),
-        corpus=" + ".join(card.name for card in cards),
-        synthetic=any(card.synthetic for card in cards),
+        corpus=_corpora(cards),
+        # Beside recordings of people synthetic speech is a help, of which the names tell.
+        synthetic=all(card.synthetic for card in cards) and (model is None or model.config.synthetic),
         environment=describe_environment(world),
+        initial=initial,
     )
-    return _build(recipe, info, tokenizer)
+    setup = _build(recipe, info, tokenizer)
+    if model is not None:
+        copy_weights(model, setup.network, tokenizer)
+    return setup
 
 
 def resume_run(exp: Path, data: Sequence[Path] = ()) -> RunSetup:
@@ -129,12 +147,13 @@ def resume_run(exp: Path, data: Sequence[Path] = ()) -> RunSetup:
     return open_run(exp)
 
 
-def is_run(exp: Path, recipe: Recipe, data: Sequence[Path]) -> bool:
-    """Whether the run in `exp` is one of this recipe and corpus, and can be resumed."""
+def is_run(exp: Path, recipe: Recipe, data: Sequence[Path], initial: Initial | None = None) -> bool:
+    """Whether the run in `exp` is one of this recipe, corpus and first model, and can be resumed."""
     if not checkpoints(exp / CHECKPOINTS):
         return False
-    same_data = load_config(exp / RUN, RunInfo).data == _names(data)
-    return same_data and load_config(exp / RECIPE, Recipe) == recipe
+    info = load_config(exp / RUN, RunInfo)
+    same = info.data == _names(data) and info.initial == initial
+    return same and load_config(exp / RECIPE, Recipe) == recipe
 
 
 def open_run(exp: Path) -> RunSetup:
@@ -144,13 +163,7 @@ def open_run(exp: Path) -> RunSetup:
 
 def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
     torch.manual_seed(recipe.training.seed)
-    model_config = ModelConfig(
-        features=recipe.features,
-        network=recipe.network,
-        search=recipe.search,
-        vocab_size=tokenizer.vocab_size,
-        synthetic=info.synthetic,
-    )
+    model_config = describe_model(recipe, info, tokenizer)
     data = [Path(directory) for directory in info.data]
     pool = _training_pool(data, recipe.batches.mixing)
     training = _training_batches(recipe, pool, tokenizer, masked=True)
@@ -158,6 +171,17 @@ def _build(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> RunSetup:
     dev_config = recipe.batches.model_copy(update={"num_workers": 0})
     dev = Batches(_dev_pool(data), dev_config, Fbank(recipe.features), tokenizer, training=False)
     return RunSetup(recipe, info, tokenizer, build_network(model_config), model_config, training, dev)
+
+
+def describe_model(recipe: Recipe, info: RunInfo, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that a run trains."""
+    return ModelConfig(
+        features=recipe.features,
+        network=recipe.network,
+        search=recipe.search,
+        vocab_size=tokenizer.vocab_size,
+        synthetic=info.synthetic,
+    )
 
 
 def _training_batches(recipe: Recipe, pool: Pool, tokenizer: Tokenizer, masked: bool) -> Batches:
@@ -189,6 +213,12 @@ def _part(directory: Path, name: str) -> Part:
             "(egs/*/prepare.py, asr data import)"
         )
     return open_part(path)
+
+
+def _corpora(cards: Sequence[CorpusCard]) -> str:
+    """Their names, with those that are synthetic among others marked."""
+    mixed = not all(card.synthetic for card in cards)
+    return " + ".join(card.name + (" (synthetic)" if mixed and card.synthetic else "") for card in cards)
 
 
 def _names(data: Sequence[Path]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from lstm import streaming
 
 from asr.encoders import RecurrentEncoderConfig
 from asr.encoders.mixers.local_attention import LocalAttentionConfig
-from asr.encoders.mixers.min_gru import MinGruConfig
+from asr.encoders.mixers.min_lstm import MinLstmConfig
 from asr.encoders.mixers.rg_lru import RgLruConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.train.optim import OptimizerConfig
@@ -21,8 +21,8 @@ def recurrent() -> Recipe:
     """A streaming stack of six layers; algorithmic latency 207.5 ms, as the streaming LSTM."""
     base = streaming()
     encoder = RecurrentEncoderConfig(
-        mixer=MinGruConfig(),
-        dim=200,
+        mixer=MinLstmConfig(),
+        dim=192,
         layers=6,
         lookahead=4,
         dropout=0.1,

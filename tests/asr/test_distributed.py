@@ -38,7 +38,9 @@ from asr.predictors import StatelessPredictorConfig
 from asr.text.tokenizer import TokenizerConfig
 from asr.train import checkpoint, preflight
 from asr.train.distributed import World, read_world, started
+from asr.train.finetune import finetune_recipe
 from asr.train.gradients import divide_gradients, sum_gradients
+from asr.train.initial import Initial
 from asr.train.loop import train
 from asr.train.metrics import read_log
 from asr.train.optim import OptimizerConfig
@@ -89,9 +91,11 @@ CONFORMER = ConformerEncoderConfig(
 
 
 def recipe(encoder: EncoderConfig = LSTM, **training: object) -> Recipe:
-    """Batches of up to three utterances. With LSTMs a CTC model, which has no finite loss for `odd`."""
+    """Batches of up to three utterances. With LSTMs a CTC model, which has no finite loss for `odd`; with
+    Conformers a transducer that joins at step 3: until then it has no gradient on any process.
+    """
     predictor = None if encoder is LSTM else StatelessPredictorConfig(dim=16, context=1)
-    transducer = TransducerLossConfig(weight=0 if encoder is LSTM else 1)
+    transducer = TransducerLossConfig(weight=0) if encoder is LSTM else TransducerLossConfig(after_steps=3)
     return Recipe(
         features=FbankConfig(sample_rate=RATE, num_mel_bins=20),
         specaugment=SpecAugmentConfig(probability=0),
@@ -177,7 +181,7 @@ def assert_same_curve(one: Path, other: Path) -> None:
 def test_two_processes_train_as_one_that_accumulates(
     corpus: Path, tmp_path: Path, encoder: EncoderConfig, sharding: str
 ) -> None:
-    """With dropout, contexts, layers that join, an utterance without a finite loss, a tail for one alone."""
+    """With dropout, contexts, parts that join, an utterance without a finite loss, a tail for one alone."""
     one, two = tmp_path / "one", tmp_path / "two"
     train(recipe(encoder, accumulate=2), corpus, one, console=Console(quiet=True))
     train_together(recipe(encoder, accumulate=1, sharding=sharding), corpus, two)
@@ -206,6 +210,19 @@ def test_two_processes_train_from_shards_as_one_does_from_the_manifest(
     for exp in (one, two):
         lost = [line for record in records(exp, "corrupt") for line in record["utterances"]]  # type: ignore[attr-defined]
         assert [line.split(":")[0] for line in lost] == ["mid-train-2"] * 2
+
+
+def test_two_processes_fine_tune_as_one_does(corpus: Path, tmp_path: Path) -> None:
+    """The main process has the model and its statistics, the others get copies."""
+    model, one, two = tmp_path / "model", tmp_path / "one", tmp_path / "two"
+    train(recipe(epochs=1), corpus, model, console=Console(quiet=True))
+    initial = Initial(model=str(model))
+    gentle = {n: finetune_recipe(model, [f"training.accumulate={n}"]) for n in (1, 2)}
+    train(gentle[2], corpus, one, initial=initial, console=Console(quiet=True))
+    train_together(gentle[1], corpus, two, initial=initial)
+    assert_same_curve(one, two)
+    before, after = load_file(model / "model.safetensors"), load_file(two / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in ("norm.mean", "norm.scale"))
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

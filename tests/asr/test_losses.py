@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asr.encoders import LstmEncoderConfig
+from asr.errors import ConfigError
 from asr.joiner import JoinerConfig
 from asr.losses import CtcLossConfig, LossConfig, PrunedLossConfig, TopologyConfig, TransducerLossConfig
 from asr.predictors import LstmPredictorConfig
@@ -27,13 +28,13 @@ TOPOLOGIES = [
 ]
 
 
-def make(seed: int = 0, **loss: Any) -> Transducer:
+def make(seed: int = 0, ctc: CtcLossConfig | None = None, **loss: Any) -> Transducer:
     torch.manual_seed(seed)
     config = TransducerConfig(
         encoder=LstmEncoderConfig(hidden=WIDTH, layers=1, dropout=0),
         predictor=LstmPredictorConfig(dim=12, dropout=0),
         joiner=JoinerConfig(dim=16),
-        loss=LossConfig(transducer=TransducerLossConfig(**loss)),
+        loss=LossConfig(transducer=TransducerLossConfig(**loss), ctc=ctc or CtcLossConfig()),
     )
     return Transducer(config, 4, VOCAB)
 
@@ -141,6 +142,45 @@ def test_the_maximum_may_follow_the_sum() -> None:
     assert torch.equal(losses(model, 9), losses(make(), None))
     assert torch.equal(losses(model, 10), losses(make(criterion="max")))
     assert torch.equal(losses(model), losses(make(criterion="max")))
+
+
+def test_ctc_may_begin_alone() -> None:
+    """Nothing but its head gets a gradient; then all losses are there, their warm-ups at the beginning."""
+    options: dict[str, Any] = {
+        "ctc": CtcLossConfig(weight=0.5),
+        "kind": "pruned",
+        "pruned": PrunedLossConfig(warmup_steps=10),
+    }
+    model, without = make(after_steps=7, **options), make(**options)
+    alone = model.losses(frames(), LENGTHS, TARGETS, TARGET_LENGTHS, 6)
+    assert alone.transducer is None
+    assert alone.ctc is not None
+    assert torch.equal(alone.total, 0.5 * alone.ctc)
+    alone.total.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["ctc.weight", "ctc.bias"]
+    for step, own in ((7, 0), (12, 5), (17, 10), (None, None)):
+        assert torch.equal(losses(model, step), losses(without, own))
+    assert not torch.equal(losses(model, 12), losses(without, 12))
+
+
+def test_where_ctc_has_no_path_it_costs_nothing_while_it_is_alone() -> None:
+    """The transducer will have one: the utterance is not to be reported, or to stop the run, before."""
+    model = make(after_steps=1, ctc=CtcLossConfig(weight=1))
+    short = torch.tensor([4, 9])  # of four labels, two of them equal
+    value = model.losses(frames(), short, TARGETS, TARGET_LENGTHS, 0).total
+    assert value[0] == 0
+    assert 0 < value[1] < torch.inf
+    assert torch.isfinite(model.losses(frames(), short, TARGETS, TARGET_LENGTHS, 1).total).all()
+
+
+def test_a_ctc_warm_start_needs_both_heads_and_an_end() -> None:
+    for loss in ({}, {"ctc": CtcLossConfig(weight=1), "weight": 0}):
+        with pytest.raises(ValueError, match=r"after_steps trains a CTC head alone .* above 0"):
+            make(after_steps=1, **loss)
+    model = make(after_steps=100, ctc=CtcLossConfig(weight=1))
+    model.check_steps(101)
+    with pytest.raises(ConfigError, match=r"begins at step 100 and the training has 100: .*, 10 would do"):
+        model.check_steps(100)
 
 
 def test_ctc_by_its_best_alignment() -> None:

@@ -443,6 +443,14 @@ def test_training_hears_drawn_contexts_after_the_warm_up(
         train(base.model_copy(update={"network": late}), corpus, tmp_path / "late")
 
 
+def test_a_ctc_warm_start_longer_than_the_training_is_refused(corpus: Path, tmp_path: Path) -> None:
+    base = recipe()
+    loss = LossConfig(transducer=TransducerLossConfig(after_steps=500), ctc=CtcLossConfig(weight=0.3))
+    network = base.network.model_copy(update={"loss": loss})
+    with pytest.raises(ConfigError, match=r"with after_steps 500 the transducer loss begins at step 500"):
+        train(base.model_copy(update={"network": network}), corpus, tmp_path / "exp")
+
+
 def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
     outcome = train(recipe(epochs=1, precision="bfloat16"), corpus, tmp_path / "exp")
     assert outcome.finished

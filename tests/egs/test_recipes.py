@@ -24,6 +24,7 @@ RECIPES = (
         for name in ("conformer", "transformer", "funnel", "funnel_ctc")
     ]
     + [f"{EGS / 'digits' / 'recurrent.py'}:{name}" for name in ("recurrent", "griffin")]
+    + [f"{EGS / 'english' / 'conformer.py'}:streaming"]
 )
 
 
@@ -37,7 +38,9 @@ def test_recipe(reference: str, tmp_path: Path) -> None:
     assert network.has_transducer == ("ctc" not in reference)
     if network.encoder.streaming:
         latency_s = network.encoder.algorithmic_latency_s + Fbank(recipe.features).lookahead_s
-        assert latency_s <= (0.31 if "attention.py" in reference else 0.24)
+        assert latency_s <= (
+            0.33 if "former.py" in reference else 0.31 if "attention.py" in reference else 0.24
+        )
 
 
 def test_the_conformer_has_the_latencies_of_its_table() -> None:

@@ -1,4 +1,4 @@
-"""The digits recipe from recordings to a live transcript, by the script that users run."""
+"""The digits recipe from recordings to a live transcript, by the script that users run; options of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-RUN = Path(__file__).parents[2] / "egs" / "digits" / "run.sh"
+EGS = Path(__file__).parents[2] / "egs"
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def recordings(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def run(*options: object) -> subprocess.CompletedProcess[str]:
+def run(*options: object, corpus: str = "digits") -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(RUN), *map(str, options)]
+    command = ["bash", str(EGS / corpus / "run.sh"), *map(str, options)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
@@ -54,8 +54,9 @@ def test_every_stage(recordings: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
 
-def test_unknown_options_are_refused() -> None:
-    result = run("--nosuch", 1)
+@pytest.mark.parametrize("corpus", ["digits", "english"])
+def test_unknown_options_are_refused(corpus: str) -> None:
+    result = run("--nosuch", 1, corpus=corpus)
     assert result.returncode == 2
     assert "unknown or incomplete option --nosuch" in result.stderr
     result = run("--recipe", "nosuch")
