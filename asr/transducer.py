@@ -24,6 +24,7 @@ from asr.layers.norm import FeatureNorm
 from asr.losses import (
     LossConfig,
     Transcripts,
+    consistency_loss,
     ctc_frames_needed,
     ctc_head_loss,
     pruned_transducer_loss,
@@ -63,6 +64,8 @@ class Losses(NamedTuple):
     """(B,) weighted sum."""
     transducer: Tensor | None
     ctc: Tensor | None
+    consistency: Tensor | None = None
+    """None of one view."""
 
 
 class Transducer(nn.Module):
@@ -116,26 +119,32 @@ class Transducer(nn.Module):
         targets: Tensor,
         target_lengths: Tensor,
         step: int | None = None,
+        views: int = 1,
     ) -> Losses:
         """Losses (B,) of encoder frames (B, T', E) against transcripts (B, U) padded with anything.
 
-        `step` is the optimiser step, for criteria that warm up; None is after that.
+        `step` is the optimiser step, for criteria that warm up; None is after that. With `views` 2 the second
+        half of the rows are other views of the first.
         """
         config = self.config.loss
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
-        transducer = ctc = None
+        transducer = ctc = consistency = None
         to = Transcripts(targets, lengths, target_lengths, self.blank)
         own_step = config.transducer.own_step(step)
         if self.has_transducer and (own_step is None or own_step >= 0):
             transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, own_step)
             total = total + config.transducer.weight * transducer
         if self.ctc is not None:
-            ctc = ctc_head_loss(config.ctc, self.ctc(encoded), to)
+            logits = self.ctc(encoded)
+            ctc = ctc_head_loss(config.ctc, logits, to)
             # Beside a transducer CTC only helps: where it has no path it must not cost the utterance.
             total = total + config.ctc.weight * (
                 ctc.masked_fill(ctc == torch.inf, 0.0) if self.has_transducer else ctc
             )
-        return Losses(total, transducer, ctc)
+            if views > 1:
+                consistency = consistency_loss(logits, lengths)
+                total = total + config.ctc.consistency * consistency
+        return Losses(total, transducer, ctc, consistency)
 
     def _transducer_loss(self, frames: Tensor, to: Transcripts, step: int | None) -> Tensor:
         """(B,) losses by the configured kind."""

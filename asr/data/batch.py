@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """B utterances with their features and labels."""
+    """B utterances with their features and labels, each once or in views masked differently."""
 
     ids: tuple[str, ...]
     features: Tensor
-    """(B, T, M) float32, zero beyond each length."""
+    """(views * B, T, M) float32, zero beyond each length: all utterances, then all in their second view."""
     feature_lengths: Tensor
-    """(B,) int64, frames."""
+    """(views * B,) int64, frames."""
     texts: tuple[str, ...]
     targets: Tensor
     """(B, U) int64 token ids, padded with 0 (blank)."""
@@ -47,6 +47,11 @@ class Batch:
     """Another process learns from it; see Dealing.in_step."""
     corrupt: tuple[str, ...] = ()
     """Utterances that are left out because a recording could not be read: one line each, which names it."""
+
+    @property
+    def views(self) -> int:
+        """Views of each utterance."""
+        return len(self.features) // len(self.targets)
 
     @property
     def empty(self) -> bool:
@@ -79,6 +84,7 @@ class BatchMaker(Dataset[Any]):
         concatenate: ConcatenateConfig,
         augment: AugmentConfig,
         specaugment: SpecAugment | None,
+        views: int,
         corrupt: Literal["skip", "stop"],
         cache_bytes: int,
     ) -> None:
@@ -87,7 +93,7 @@ class BatchMaker(Dataset[Any]):
         self.augment = augment
         self.fbank = fbank
         self.tokenizer = tokenizer
-        self.specaugment = specaugment
+        self.specaugment, self.views = specaugment, views
         self.sample_rate = fbank.config.sample_rate
         self.corrupt = corrupt
         self.cache_bytes = cache_bytes
@@ -172,6 +178,7 @@ class BatchMaker(Dataset[Any]):
         lengths = torch.tensor([len(row) for row in rows])
         generator = torch.Generator().manual_seed(seed)
         features, feature_lengths, _ = self.fbank(_padded(rows), lengths, None, generator)
+        features, feature_lengths = features.repeat(self.views, 1, 1), feature_lengths.repeat(self.views)
         if self.specaugment is not None:
             features = self.specaugment(features, feature_lengths, generator)
         return features, feature_lengths

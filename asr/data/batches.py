@@ -116,10 +116,13 @@ class Batches:
         augment: AugmentConfig | None = None,
         specaugment: SpecAugment | None = None,
         *,
+        views: int = 1,
         training: bool,
     ) -> None:
-        """`training=False` ignores shuffling, concatenation, mixing and augmentation, starts at the beginning
-        and has no utterance left out: a recording that cannot be read is an AudioError.
+        """Every utterance is `views` times in its batch, each time masked by another draw.
+
+        `training=False` ignores shuffling, concatenation, mixing, augmentation and views, starts at the
+        beginning and has no utterance left out: a recording that cannot be read is an AudioError.
         """
         self.config = config
         self.training = training
@@ -134,6 +137,7 @@ class Batches:
             concatenate=config.concatenate,
             augment=self.augment,
             specaugment=specaugment if training else None,
+            views=views if training else 1,
             corrupt=config.corrupt if training else "stop",
             cache_bytes=int(config.cache_mb * 1e6) // max(1, worker_count(config.num_workers)),
         )

@@ -39,6 +39,11 @@ class SpecAugmentConfig(Config):
     fill: Literal["mean", "zero"] = "mean"
     """What masks are filled with: the mean over the utterance's frames and bins, or zero."""
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever masked."""
+        return self.probability > 0 and bool(self.freq_masks or (self.time_masks and self.max_time_fraction))
+
 
 class SpecAugment:
     """Masks batches of features; all randomness comes from the generator that is passed in."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from asr.config import Config
+from asr.losses.consistency import consistency_loss
 from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_head_loss
 from asr.losses.topology import TopologyConfig
 from asr.losses.transducer import (
@@ -42,6 +43,7 @@ __all__ = [
     "TopologyConfig",
     "Transcripts",
     "TransducerLossConfig",
+    "consistency_loss",
     "ctc_frames_needed",
     "ctc_head_loss",
     "pruned_transducer_loss",

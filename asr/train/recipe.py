@@ -67,3 +67,12 @@ class Recipe(Config):
         if self.search.head == "transducer" and self.network.loss.transducer.weight == 0:
             raise ValueError("search.head=transducer needs network.loss.transducer.weight above 0")
         return self
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> Recipe:
+        if self.network.loss.ctc.consistency and not self.specaugment.active:
+            raise ValueError(
+                "network.loss.ctc.consistency compares two ways to mask an utterance, and nothing is masked: "
+                "set specaugment.probability above 0, and time_masks or freq_masks"
+            )
+        return self

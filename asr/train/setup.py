@@ -188,7 +188,8 @@ def _training_batches(recipe: Recipe, pool: Pool, tokenizer: Tokenizer, masked: 
     config = recipe.batches if masked else recipe.batches.model_copy(update={"num_workers": 0})
     specaugment = SpecAugment(recipe.specaugment) if masked else None
     fbank = Fbank(recipe.features)
-    return Batches(pool, config, fbank, tokenizer, recipe.augment, specaugment, training=True)
+    views = recipe.network.loss.ctc.views
+    return Batches(pool, config, fbank, tokenizer, recipe.augment, specaugment, views=views, training=True)
 
 
 def _training_pool(data: Sequence[Path], mixing: MixingConfig) -> Pool:

@@ -2,7 +2,8 @@
 
 The encoder's output is cut out of the graph, the losses are differentiated down to it, and that gradient
 is handed to the encoder. The result is the same as one backward, but the memory of the lattice is free
-before the encoder's backward begins, and the two can be timed apart.
+before the encoder's backward begins, and the two can be timed apart. An utterance in several views is one
+utterance, whose loss is the mean over them.
 
 What is drawn on the way (dropout) depends on the batch's seed alone: not on the process that goes through
 it, nor on what it went through before.
@@ -90,7 +91,9 @@ def train_batch(
     boundary = encoded.y.detach().requires_grad_()
     with clock("loss"):
         with autocast:
-            losses = network.losses(boundary, encoded.y_lengths, targets, target_lengths, step).total
+            rows = targets.repeat(batch.views, 1), target_lengths.repeat(batch.views)
+            of_views = network.losses(boundary, encoded.y_lengths, *rows, step, batch.views).total
+        losses = of_views.view(batch.views, -1).mean(dim=0)
         finite = torch.isfinite(losses.detach()) & (not batch.borrowed and not batch.empty)
         labels = int(target_lengths[finite].sum())
         total = torch.where(finite, losses, torch.zeros_like(losses)).sum()

@@ -68,10 +68,11 @@ class Mask:
         return features * (torch.rand(features.shape, generator=generator) > 0.1)
 
 
-def make(cuts, tokenizer, *, training: bool = True, workers: int = 0, **settings) -> Batches:
+def make(cuts, tokenizer, *, training: bool = True, workers: int = 0, views: int = 1, **settings) -> Batches:
     settings = {"max_duration_s": 4.0, "concatenate": STRINGS, "seed": 3, **settings}
     config = BatchesConfig(num_workers=workers, **settings)
-    return Batches(cuts, config, Fbank(FEATURES), tokenizer, AUGMENT, Mask(), training=training)
+    fbank = Fbank(FEATURES)
+    return Batches(cuts, config, fbank, tokenizer, AUGMENT, Mask(), views=views, training=training)
 
 
 def assert_same(batches: list[Batch], others: list[Batch]) -> None:
@@ -99,6 +100,20 @@ def test_shapes_texts_and_lengths(cuts, tokenizer) -> None:
         parts = [part for name in batch.ids for part in name.split("+")]
         assert len(parts) == sum(len(text.split()) for text in batch.texts)
         assert batch.to("cpu").ids == batch.ids
+
+
+def test_views_are_masked_by_draws_of_their_own_and_differ_in_nothing_else(cuts, tokenizer) -> None:
+    for once, twice in zip(make(cuts, tokenizer), make(cuts, tokenizer, views=2), strict=True):
+        assert (once.views, twice.views) == (1, 2)
+        for name in ("ids", "texts", "duration_s", "seed"):
+            assert getattr(once, name) == getattr(twice, name)
+        assert torch.equal(once.targets, twice.targets)
+        assert torch.equal(once.feature_lengths.repeat(2), twice.feature_lengths)
+        first, second = twice.features.chunk(2)
+        assert ((first == 0) != (second == 0)).any(dim=(1, 2)).all()
+        heard = (first != 0) & (second != 0)
+        assert torch.equal(first[heard], second[heard])
+    assert {batch.views for batch in make(cuts, tokenizer, training=False, views=2)} == {1}
 
 
 def test_every_recording_is_used_once_an_epoch_and_speakers_do_not_mix(cuts, tokenizer) -> None:

@@ -91,14 +91,14 @@ CONFORMER = ConformerEncoderConfig(
 
 
 def recipe(encoder: EncoderConfig = LSTM, **training: object) -> Recipe:
-    """Batches of up to three utterances. With LSTMs a CTC model, which has no finite loss for `odd`; with
-    Conformers a transducer that joins at step 3: until then it has no gradient on any process.
+    """Batches of up to three utterances. With LSTMs a CTC model, which has no finite loss for `odd`, of two
+    views; with Conformers a transducer that joins at step 3: until then no process has a gradient of it.
     """
     predictor = None if encoder is LSTM else StatelessPredictorConfig(dim=16, context=1)
     transducer = TransducerLossConfig(weight=0) if encoder is LSTM else TransducerLossConfig(after_steps=3)
     return Recipe(
         features=FbankConfig(sample_rate=RATE, num_mel_bins=20),
-        specaugment=SpecAugmentConfig(probability=0),
+        specaugment=SpecAugmentConfig(probability=encoder is LSTM, max_freq_width=4),
         tokenizer=TokenizerConfig(kind="word"),
         augment=AugmentConfig(speed=SpeedConfig(factors=(0.9, 1.0, 1.1))),
         batches=BatchesConfig(max_utterances=3, num_buckets=2, num_workers=0),
@@ -106,7 +106,9 @@ def recipe(encoder: EncoderConfig = LSTM, **training: object) -> Recipe:
             encoder=encoder,
             predictor=predictor,
             joiner=JoinerConfig(dim=16),
-            loss=LossConfig(transducer=transducer, ctc=CtcLossConfig(weight=1)),
+            loss=LossConfig(
+                transducer=transducer, ctc=CtcLossConfig(weight=1, consistency=0.2 * (encoder is LSTM))
+            ),
         ),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5),
         training=TrainingConfig(**{"epochs": 2, "keep_best": 2, **training}),  # type: ignore[arg-type]

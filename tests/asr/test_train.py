@@ -38,6 +38,7 @@ from asr.train.metrics import NoLog, read_log
 from asr.train.optim import OptimizerConfig, build_optimizer, learning_rate
 from asr.train.preflight import Cost
 from asr.train.recipe import Recipe, TrainingConfig
+from asr.train.setup import prepare_run
 from asr.transducer import TransducerConfig
 
 RATE = 8000
@@ -449,6 +450,16 @@ def test_a_ctc_warm_start_longer_than_the_training_is_refused(corpus: Path, tmp_
     network = base.network.model_copy(update={"loss": loss})
     with pytest.raises(ConfigError, match=r"with after_steps 500 the transducer loss begins at step 500"):
         train(base.model_copy(update={"network": network}), corpus, tmp_path / "exp")
+
+
+def test_trials_of_speed_and_memory_have_the_views_of_training(corpus: Path) -> None:
+    base = recipe()
+    loss = LossConfig(ctc=CtcLossConfig(weight=1, consistency=0.2))
+    network = base.network.model_copy(update={"loss": loss})
+    masked = base.model_copy(update={"network": network, "specaugment": SpecAugmentConfig()})
+    setup = prepare_run(masked, [corpus], World(torch.device("cpu")))
+    assert next(iter(setup.batches)).views == next(iter(setup.unmasked())).views == 2
+    assert next(iter(setup.dev)).views == 1
 
 
 def test_bfloat16_autocast_trains(corpus: Path, tmp_path: Path) -> None:
