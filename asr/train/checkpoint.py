@@ -3,7 +3,8 @@
 ::
 
     checkpoints/step-000120/
-        model.safetensors       weights and feature statistics
+        model.safetensors       weights and feature statistics; with training.ema the average
+        trained.safetensors     with training.ema: the weights that training goes on with
         optimizer.safetensors   AdamW's moments
         progress.json           step, epoch, place in the data, dev WER
 
@@ -33,7 +34,7 @@ from asr.model_directory import WEIGHTS
 from asr.train.sharding import spread_like, whole
 from asr.weights import read_weights
 
-OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.safetensors", "progress.json"
 PREFIX = "step-"
 RANDOM = "random"
 """Generators' states begin so in checkpoints written before batches had seeds; they are not needed."""
@@ -69,11 +70,16 @@ class Progress(BaseModel):
 
 
 def save_checkpoint(
-    directory: Path, network: nn.Module, moments: dict[str, Tensor], progress: Progress
+    directory: Path,
+    network: nn.Module,
+    moments: dict[str, Tensor],
+    progress: Progress,
+    trained: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint under `directory` and return its path; `moments` are those of `gather_moments`.
 
-    Where this step was saved before, the weights are the same: only a dev WER is added.
+    `trained` are the weights to go on with (`gather_trained`), if `network` holds their average. Where this
+    step was saved before, the weights are the same: only a dev WER is added.
     """
     final = directory / f"{PREFIX}{progress.step:06d}"
     content = progress.model_dump_json(indent=1).encode()
@@ -86,6 +92,8 @@ def save_checkpoint(
     try:
         aside.mkdir(parents=True)
         save_file(_contiguous(network.state_dict()), aside / WEIGHTS)
+        if trained is not None:
+            save_file(_contiguous(trained), aside / TRAINED)
         save_file(moments, aside / OPTIMIZER)
         write_atomically(aside / PROGRESS, content)
         for file in aside.iterdir():
@@ -96,6 +104,21 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)  # on a full disk every byte counts
         raise
     return final
+
+
+def load_trained(path: Path, network: nn.Module) -> None:
+    """Give `network` the weights to go on with, if the checkpoint `path` has others than those that it keeps;
+    raises ModelError naming the file.
+    """
+    file = path / TRAINED
+    if not file.exists():
+        return
+    try:
+        weights = load_file(file)
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(spread_like(weights[name], tensor))
+    except (SafetensorError, OSError, LookupError, RuntimeError) as error:
+        raise ModelError(f"{file}: not readable ({error}); {_way_out(path)}") from error
 
 
 def load_moments(path: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -114,6 +137,11 @@ def read_progress(path: Path) -> Progress:
     except (OSError, ValueError, ValidationError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{file}: not a checkpoint's progress ({reason}); {_way_out(path)}") from error
+
+
+def gather_trained(network: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, whole; where they are sharded, all processes must ask for them."""
+    return {name: whole(tensor).cpu() for name, tensor in network.state_dict().items()}
 
 
 def gather_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

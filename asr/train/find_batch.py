@@ -9,7 +9,8 @@ the step needs more than the budget and then bisected; every other bucket must h
 The memory measured is that of the training process: on a GPU all that the allocator reserved, on a CPU the
 largest resident set (Linux keeps it, and lets a process begin anew by its own), the freed memory of earlier
 tries given back before: leave a margin for what the heap keeps in a long run. Data workers with their caches,
-and what several processes need to exchange gradients, come on top.
+what several processes need to exchange gradients, and the copy of the weights that training.ema averages,
+come on top.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ together (asr.train.distributed); every optimiser step then is:
 
 from __future__ import annotations
 
+import copy
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ from asr.model_directory import CARD, WEIGHTS, load_weights
 from asr.search import build_search
 from asr.train import checkpoint
 from asr.train.distributed import World, started
+from asr.train.ema import WeightAverage
 from asr.train.finish import finish
 from asr.train.gradients import divide_gradients, sum_gradients
 from asr.train.initial import Initial
@@ -116,7 +118,10 @@ class Trainer:
     """One run; see the module docstring."""
 
     trained: Transducer
-    """What learns: the network, or its sharded copy."""
+    """What learns: the network, or a copy of it if that is to be sharded or averaged."""
+    kept: Transducer
+    """What is kept of it: itself or its average."""
+    average: WeightAverage | None
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
 
@@ -178,6 +183,7 @@ class Trainer:
             load_weights(self.network, path / WEIGHTS)
 
         def load_rest() -> checkpoint.Progress:
+            checkpoint.load_trained(path, self.trained)
             checkpoint.load_moments(path, self.optimizer)
             progress = checkpoint.read_progress(path)
             self.batches.load_state_dict(progress.data)
@@ -223,7 +229,11 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         """Decide what is trained, once the network has its weights."""
-        self.trained = shard(self.network, self.world) if self.sharded else self.network
+        self.kept = self.trained = shard(self.network, self.world) if self.sharded else self.network
+        self.average = None
+        if self.options.ema:
+            self.trained = shard(self.network, self.world) if self.sharded else copy.deepcopy(self.network)
+            self.average = WeightAverage(self.options.ema, self.trained, self.kept)
         self.parameters = list(self.trained.parameters())
         self.optimizer = build_optimizer(self.recipe.optimizer, self.trained)
 
@@ -328,6 +338,8 @@ class Trainer:
             usable = norm < float("inf") and labels > 0
             if usable:
                 self.optimizer.step()
+                if self.average is not None:
+                    self.average.update(progress.step)
             self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         if not usable:
@@ -354,20 +366,21 @@ class Trainer:
         self._gather_weights()
         writing = self.world.main or self.sharded
         moments = checkpoint.gather_moments(self.optimizer) if writing else {}
-        path = self.world.from_main(lambda: self._write(moments))
+        trained = checkpoint.gather_trained(self.trained) if writing and self.average is not None else None
+        path = self.world.from_main(lambda: self._write(moments, trained))
         self.saved_at = time.monotonic()
         return path
 
-    def _write(self, moments: dict[str, Tensor]) -> Path:
+    def _write(self, moments: dict[str, Tensor], trained: dict[str, Tensor] | None) -> Path:
         directory = self.exp / CHECKPOINTS
-        path = checkpoint.save_checkpoint(directory, self.network, moments, self.progress)
+        path = checkpoint.save_checkpoint(directory, self.network, moments, self.progress, trained)
         checkpoint.prune(directory, self.options.keep_best)
         return path
 
     def _gather_weights(self) -> None:
-        """What is trained, in one piece, for all that is not training."""
+        """What is kept, in one piece, for all that is not training."""
         if self.sharded:
-            gather_weights(self.trained, self.network)
+            gather_weights(self.kept, self.network)
 
     def _interrupted(self) -> Outcome:
         path = self._save()

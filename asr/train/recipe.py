@@ -37,6 +37,9 @@ class TrainingConfig(Config):
     """Epochs between validations on dev (also checkpoints)."""
     keep_best: int = Field(5, ge=1)
     """Checkpoints kept, by dev WER; the final weights are their average unless the best has a lower loss."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running average of the weights, e.g. 0.999, which is validated and kept in place of them
+    (asr.train.ema); 0 is without."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Longest time between checkpoints within an epoch."""
     seed: int = 0

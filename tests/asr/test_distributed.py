@@ -92,8 +92,10 @@ CONFORMER = ConformerEncoderConfig(
 
 def recipe(encoder: EncoderConfig = LSTM, **training: object) -> Recipe:
     """Batches of up to three utterances. With LSTMs a CTC model, which has no finite loss for `odd`, of two
-    views; with Conformers a transducer that joins at step 3: until then no process has a gradient of it.
+    views and with averaged weights; with Conformers a transducer that joins at step 3: until then no process
+    has a gradient of it.
     """
+    ema = 0.5 if encoder is LSTM else 0.0
     predictor = None if encoder is LSTM else StatelessPredictorConfig(dim=16, context=1)
     transducer = TransducerLossConfig(weight=0) if encoder is LSTM else TransducerLossConfig(after_steps=3)
     return Recipe(
@@ -111,7 +113,7 @@ def recipe(encoder: EncoderConfig = LSTM, **training: object) -> Recipe:
             ),
         ),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5),
-        training=TrainingConfig(**{"epochs": 2, "keep_best": 2, **training}),  # type: ignore[arg-type]
+        training=TrainingConfig(**{"epochs": 2, "keep_best": 2, "ema": ema, **training}),  # type: ignore[arg-type]
     )
 
 
