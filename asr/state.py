@@ -80,7 +80,7 @@ def bytes_per_stream(state: object) -> int:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Of weights of `dtype`, that of a state which adds up over many frames: at least float32."""
+    """Of numbers of `dtype`, that in which many of them are added up: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -54,14 +54,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ModelError(
                 f"{path}: {name}: expected int8 with {scale.numel()} rows, found {found}; copy it again"
             )
-        stored[name] = rows.float() * scale.view(-1, *[1] * (rows.dim() - 1))
+        stored[name] = rows.float() * _by_row(scale, rows)
     return {name: tensor.float() if _rounded(tensor) else tensor for name, tensor in stored.items()}
 
 
 def _rows_in_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     largest = tensor.abs().flatten(1).amax(1)
     scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
-    return (tensor / scale.view(-1, *[1] * (tensor.dim() - 1))).round().to(torch.int8), scale
+    return (tensor / _by_row(scale, tensor)).round().to(torch.int8), scale
+
+
+def _by_row(scale: Tensor, rows: Tensor) -> Tensor:
+    """(N,) scales in as many dimensions as `rows`, (N, ...)."""
+    return scale.view(-1, *[1] * (rows.dim() - 1))
 
 
 def _rounded(tensor: Tensor) -> bool:

@@ -43,6 +43,44 @@ def _speech_like():
 
 
 @pytest.fixture(scope="session")
+def write_tones() -> Callable[..., Path]:
+    """Writes a corpus of words that are tones: `counts` recordings of each word in each part, at 8 kHz."""
+    import soundfile
+
+    from asr.data.manifests import CorpusCard, file_recording, make_cut, save_card, write_cuts
+
+    def write(
+        directory: Path,
+        words: dict[str, float],
+        counts: dict[str, int],
+        *,
+        name: str = "tones",
+        speakers: int = 1,
+        synthetic: bool = False,
+        rate: int = 8000,
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        directory.mkdir(exist_ok=True)
+        for split, count in counts.items():
+            cuts = []
+            for word, hertz in words.items():
+                for i in range(count):
+                    cut_id = f"{word}-{split}-{i}"
+                    t = np.arange(round(rng.uniform(0.2, 0.35) * rate)) / rate
+                    tone = 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.95, 1.05) * t) * np.hanning(len(t))
+                    path = directory / f"{cut_id}.wav"
+                    soundfile.write(path, tone + 0.002 * rng.standard_normal(len(t)), rate)
+                    recording = file_recording(path, cut_id)
+                    cuts.append(make_cut(recording, cut_id, word, speaker=f"s{i % speakers}"))
+            write_cuts(cuts, directory / f"{split}.jsonl.gz")
+        card = CorpusCard(name=name, source="test", licence="none", sample_rate=rate, synthetic=synthetic)
+        save_card(card, directory)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def load_script() -> Callable[[Path], ModuleType]:
     """Gives a script as a module of its own; scripts in several folders share their names."""
 

@@ -19,21 +19,8 @@ def export(
 
     Of a training that has not ended, its newest checkpoint.
     """
-    from asr.config import write_atomically
-    from asr.errors import ConfigError
-    from asr.model_directory import CARD, WEIGHTS, load_model, save_model
-    from asr.train.setup import CHECKPOINTS, RECIPE
-    from asr.train.unfinished import load_unfinished
+    from asr.export import export_model
+    from asr.model_directory import WEIGHTS
 
-    if out.resolve() == model.resolve():
-        raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")
-    if (model / CHECKPOINTS).is_dir() and not (model / WEIGHTS).is_file():
-        loaded, card = load_unfinished(model)
-    else:
-        loaded = load_model(model)
-        file = model / CARD
-        card = file.read_text(encoding="utf-8") if file.is_file() else f"# {model.name}\n"
-    save_model(out, loaded.config, loaded.network, loaded.tokenizer, card, weights)
-    if (model / RECIPE).is_file():  # with it the model can be trained on (asr finetune)
-        write_atomically(out / RECIPE, (model / RECIPE).read_bytes())
-    print(f"model: {out}, {WEIGHTS} {(out / WEIGHTS).stat().st_size / 1e6:.1f} MB ({weights})")
+    size = export_model(model, out, weights)
+    print(f"model: {out}, {WEIGHTS} {size / 1e6:.1f} MB ({weights})")

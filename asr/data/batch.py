@@ -178,7 +178,8 @@ class BatchMaker(Dataset[Any]):
         lengths = torch.tensor([len(row) for row in rows])
         generator = torch.Generator().manual_seed(seed)
         features, feature_lengths, _ = self.fbank(_padded(rows), lengths, None, generator)
-        features, feature_lengths = features.repeat(self.views, 1, 1), feature_lengths.repeat(self.views)
+        if self.views > 1:
+            features, feature_lengths = features.repeat(self.views, 1, 1), feature_lengths.repeat(self.views)
         if self.specaugment is not None:
             features = self.specaugment(features, feature_lengths, generator)
         return features, feature_lengths

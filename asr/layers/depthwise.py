@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from asr.state import wide
+
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(B, L, dim) -> (B, L - k + 1, dim) with weight (dim, 1, k) and bias (dim,); L is at least k.
@@ -54,7 +56,7 @@ class _Taps(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide(x.dtype))
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ Source: Yao et al. 2024, "CR-CTC: Consistency regularization on CTC for improved
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from asr.lengths import padding_mask
+from asr.state import wide
 
 VIEWS = 2
 """Of every utterance, where this is trained."""
@@ -28,6 +28,6 @@ def consistency_loss(logits: Tensor, lengths: Tensor) -> Tensor:
     """
     # Padding is undefined; with the same logits in both views it costs nothing.
     logits = logits.masked_fill(~padding_mask(lengths, logits.shape[1])[:, :, None], 0.0)
-    own = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    own = logits.log_softmax(-1, dtype=wide(logits.dtype))
     other = own.detach().roll(len(own) // VIEWS, dims=0)
     return functional.kl_div(own, other, reduction="none", log_target=True).sum(dim=(1, 2))

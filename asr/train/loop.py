@@ -21,7 +21,6 @@ together (asr.train.distributed); every optimiser step then is:
 
 from __future__ import annotations
 
-import copy
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from asr.data.batch import Batch
 from asr.data.plan import Dealing
@@ -40,21 +38,17 @@ from asr.model_directory import CARD, WEIGHTS, load_weights
 from asr.search import build_search
 from asr.train import checkpoint
 from asr.train.distributed import World, started
-from asr.train.ema import WeightAverage
 from asr.train.finish import finish
-from asr.train.gradients import divide_gradients, sum_gradients
 from asr.train.initial import Initial
+from asr.train.learner import Learner
 from asr.train.left_out import LeftOut
 from asr.train.metrics import NoLog, RunLog, Stopwatch
-from asr.train.optim import build_optimizer, learning_rate
 from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
 from asr.train.recipe import Recipe
 from asr.train.setup import CHECKPOINTS, RunSetup, is_run, open_run, resume_run, start_run
-from asr.train.sharding import gather_weights, shard, whole
 from asr.train.step import BatchResult, Share, in_order, train_batch
 from asr.train.validate import validate
-from asr.transducer import Transducer
 
 
 class Outcome(NamedTuple):
@@ -117,13 +111,8 @@ def train(
 class Trainer:
     """One run; see the module docstring."""
 
-    trained: Transducer
-    """What learns: the network, or a copy of it if that is to be sharded or averaged."""
-    kept: Transducer
-    """What is kept of it: itself or its average."""
-    average: WeightAverage | None
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    learner: Learner
+    """Made once the network has its weights."""
 
     def __init__(
         self,
@@ -138,7 +127,6 @@ class Trainer:
         self.comparison = comparison if world.main else None
         self.recipe, self.batches, self.options = setup.recipe, setup.batches, setup.recipe.training
         self.network = setup.network.to(world.device)
-        self.sharded = self.options.sharding == "fsdp2" and world.size > 1
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         self.search = build_search(self.recipe.search, self.network)
@@ -183,14 +171,13 @@ class Trainer:
             load_weights(self.network, path / WEIGHTS)
 
         def load_rest() -> checkpoint.Progress:
-            checkpoint.load_trained(path, self.trained)
-            checkpoint.load_moments(path, self.optimizer)
+            self.learner.load(path)
             progress = checkpoint.read_progress(path)
             self.batches.load_state_dict(progress.data)
             return progress
 
         self.world.main_first(load_network, load_network)
-        self._build_optimizer()
+        self.learner = Learner(self.network, self.recipe, self.world)
         self.progress = self.world.main_first(load_rest, load_rest)
         self.progress.dev_wer = None
         self.progress.batches_per_step = self.progress.batches_per_step or self.options.accumulate
@@ -205,7 +192,7 @@ class Trainer:
         self.progress.total_steps = steps * self.options.epochs
         cost = self.world.from_main(self._check)
         self.world.copy_from_main(self.network.state_dict().values())
-        self._build_optimizer()
+        self.learner = Learner(self.network, self.recipe, self.world)
         self._deal()
         self._say(
             f"{cost.parameters / 1e6:.2f} M parameters · {self.options.epochs} epochs of {steps} steps · "
@@ -227,16 +214,6 @@ class Trainer:
         if self.comparison is not None:
             self.comparison.after(self.exp, self._say)
 
-    def _build_optimizer(self) -> None:
-        """Decide what is trained, once the network has its weights."""
-        self.kept = self.trained = shard(self.network, self.world) if self.sharded else self.network
-        self.average = None
-        if self.options.ema:
-            self.trained = shard(self.network, self.world) if self.sharded else copy.deepcopy(self.network)
-            self.average = WeightAverage(self.options.ema, self.trained, self.kept)
-        self.parameters = list(self.trained.parameters())
-        self.optimizer = build_optimizer(self.recipe.optimizer, self.trained)
-
     def _deal(self) -> None:
         """Share the batches out; a run keeps its batches per step, whatever the number of processes."""
         processes, per_step = self.world.size, self.progress.batches_per_step
@@ -247,7 +224,7 @@ class Trainer:
                     f"optimiser step, found {processes}; go on with --nproc-per-node {per_step} or fewer"
                 )
             )
-        self.batches.deal(Dealing(self.world.rank, processes, per_step, in_step=self.sharded))
+        self.batches.deal(Dealing(self.world.rank, processes, per_step, in_step=self.learner.sharded))
         self.setup.dev.deal(Dealing(self.world.rank, processes, processes))
 
     def _is_finished(self) -> bool:
@@ -260,7 +237,7 @@ class Trainer:
 
     def _epoch(self, log: RunLog | NoLog, display: TrainingProgress, interrupt: Interrupt) -> None:
         """The rest of the current epoch, then validation and a checkpoint."""
-        self.trained.train()
+        self.learner.trained.train()
         steps, begun = self.batches.steps(), time.perf_counter()
         while (share := self._go_through(steps, interrupt)) is not None:
             shares = self._exchange(share)
@@ -287,7 +264,7 @@ class Trainer:
             with self.world.in_touch():
                 results = [self._backward(batch) for batch in batches]
         except AsrError as error:
-            if self.sharded:
+            if self.learner.sharded:
                 raise  # the others wait in the middle of a layer, and will find it lost
             return Share(error=error)
         own = tuple(r for r, batch in zip(results, batches, strict=True) if not batch.borrowed)
@@ -297,13 +274,13 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> BatchResult:
         return train_batch(
-            self.trained,
+            self.learner.trained,
             batch,
             precision=self.options.precision,
             clock=self.clock,
             step=self.progress.step,
             seed=self.options.seed,
-            in_step=self.sharded,
+            in_step=self.learner.sharded,
         )
 
     def _exchange(self, share: Share) -> list[Share]:
@@ -313,8 +290,7 @@ class Trainer:
         else:
             with self.clock("communication"):
                 shares = self.world.gather(share)
-                if not self.sharded:
-                    sum_gradients(self.parameters, self.world)
+                self.learner.sum_gradients()
         for each in shares:
             if each.error is not None:
                 self.world.fail(each.error)
@@ -328,19 +304,8 @@ class Trainer:
         for result in results:
             self.left_out.utterances(result, progress, log)
             progress.heard_s += result.duration_s
-        lr = learning_rate(self.recipe.optimizer, progress.step, progress.total_steps)
         with self.clock("optimiser"):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            # Shards arrive as means over the processes.
-            divide_gradients(self.parameters, max(labels, 1) / (self.world.size if self.sharded else 1))
-            norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)))
-            usable = norm < float("inf") and labels > 0
-            if usable:
-                self.optimizer.step()
-                if self.average is not None:
-                    self.average.update(progress.step)
-            self.optimizer.zero_grad(set_to_none=True)
+            lr, norm, usable = self.learner.update(labels, progress)
         progress.step += 1
         if not usable:
             if any(result.utterances > len(result.corrupt) for result in results):
@@ -353,7 +318,7 @@ class Trainer:
 
     def _validate(self, log: RunLog | NoLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
-            self._gather_weights()
+            self.learner.gather()
             dev = validate(self.network, self.search, self.setup.dev, self.setup.tokenizer, self.world)
         self.progress.dev_wer, self.progress.dev_loss = dev.wer, dev.loss
         log.write("dev", self.progress.step, dev_wer=dev.wer, dev_loss=dev.loss, epoch=self.progress.epoch)
@@ -363,24 +328,9 @@ class Trainer:
 
     def _save(self) -> Path:
         self.progress.data = self.batches.state_dict()
-        self._gather_weights()
-        writing = self.world.main or self.sharded
-        moments = checkpoint.gather_moments(self.optimizer) if writing else {}
-        trained = checkpoint.gather_trained(self.trained) if writing and self.average is not None else None
-        path = self.world.from_main(lambda: self._write(moments, trained))
+        path = self.learner.save(self.exp / CHECKPOINTS, self.progress)
         self.saved_at = time.monotonic()
         return path
-
-    def _write(self, moments: dict[str, Tensor], trained: dict[str, Tensor] | None) -> Path:
-        directory = self.exp / CHECKPOINTS
-        path = checkpoint.save_checkpoint(directory, self.network, moments, self.progress, trained)
-        checkpoint.prune(directory, self.options.keep_best)
-        return path
-
-    def _gather_weights(self) -> None:
-        """What is kept, in one piece, for all that is not training."""
-        if self.sharded:
-            gather_weights(self.kept, self.network)
 
     def _interrupted(self) -> Outcome:
         path = self._save()

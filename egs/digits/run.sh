@@ -6,12 +6,8 @@
 # or of recurrent.py (recurrent)
 set -euo pipefail
 stage=1 stop_stage=5 data_dir="" split=official recipe=streaming exp="" data="" epochs="" set=""
-while (($#)); do
-  name=${1#--}; name=${name//-/_}
-  if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
-  printf -v "$name" %s "$2"; shift 2
-done
 here=$(dirname "${BASH_SOURCE[0]}")
+source "$here/../options.sh"
 exp=${exp:-exp/digits-$split-$recipe}
 data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }

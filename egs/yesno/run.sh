@@ -4,12 +4,8 @@
 #                   [--stage N] [--stop-stage N]
 set -euo pipefail
 stage=1 stop_stage=4 data_dir="" recipe=streaming exp="" data="" epochs=""
-while (($#)); do
-  name=${1#--}; name=${name//-/_}
-  if [[ $1 != --* || ! -v $name || $# -lt 2 ]]; then echo "run.sh: unknown or incomplete option $1" >&2; exit 2; fi
-  printf -v "$name" %s "$2"; shift 2
-done
 here=$(dirname "${BASH_SOURCE[0]}")
+source "$here/../options.sh"
 exp=${exp:-exp/yesno-$recipe}
 data=${data:-$exp/data}
 run() { ((stage <= $1 && $1 <= stop_stage)); }

@@ -7,16 +7,13 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from asr.data.batches import BatchesConfig
-from asr.data.manifests import CorpusCard, file_recording, make_cut, save_card, write_cuts
 from asr.encoders import LstmEncoderConfig
 from asr.errors import ModelError
 from asr.features.fbank import FbankConfig
@@ -36,19 +33,10 @@ KEPT = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_tones) -> Path:
     """Two words, each a tone; 12 recordings to learn from, 4 in dev."""
-    directory, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
-    for split, count in (("train", 12), ("dev", 4)):
-        cuts = []
-        for i in range(count):
-            name, t = f"{split}-{i}", np.arange(round(rng.uniform(0.2, 0.3) * RATE)) / RATE
-            path = directory / f"{name}.wav"
-            soundfile.write(path, 0.3 * np.sin(2 * np.pi * (400, 1500)[i % 2] * t), RATE)
-            cuts.append(make_cut(file_recording(path, name), name, ("low", "high")[i % 2], speaker="s"))
-        write_cuts(cuts, directory / f"{split}.jsonl.gz")
-    save_card(CorpusCard(name="tones", source="test", licence="none", sample_rate=RATE), directory)
-    return directory
+    counts = {"train": 6, "dev": 2}
+    return write_tones(tmp_path_factory.mktemp("tones"), {"low": 400, "high": 1500}, counts)
 
 
 def recipe(**training: object) -> Recipe:

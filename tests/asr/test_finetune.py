@@ -7,16 +7,14 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 from asr.config import load_config, load_yaml, save_config
 from asr.data.batches import BatchesConfig
-from asr.data.manifests import CorpusCard, file_recording, load_card, make_cut, save_card, write_cuts
+from asr.data.manifests import load_card, save_card
 from asr.data.plan import Dealing
 from asr.encoders import ConformerEncoderConfig, LstmEncoderConfig
 from asr.errors import ConfigError, DataError, ManifestError, TrainingError
@@ -50,38 +48,20 @@ from asr.transducer import TransducerConfig
 RATE = 8000
 TONES = {"low": 400.0, "mid": 1100.0, "high": 2600.0}
 OTHER_TONES = {"high": 2500.0, "deep": 200.0}
+COUNTS = {"train": 6, "dev": 2, "test": 2}
+"""Recordings of each word."""
 ALONE = World(torch.device("cpu"))
 
 
-def tones(directory: Path, words: dict[str, float]) -> Path:
-    """A corpus of words that are tones: 6 recordings of each to learn from, 2 each for dev and test."""
-    rng = np.random.default_rng(0)
-    directory.mkdir()
-    for split, count in (("train", 6), ("dev", 2), ("test", 2)):
-        cuts = []
-        for word, hertz in words.items():
-            for i in range(count):
-                name = f"{word}-{split}-{i}"
-                t = np.arange(round(rng.uniform(0.2, 0.35) * RATE)) / RATE
-                tone = 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.95, 1.05) * t) * np.hanning(len(t))
-                path = directory / f"{name}.wav"
-                soundfile.write(path, tone + 0.002 * rng.standard_normal(len(t)), RATE)
-                cuts.append(make_cut(file_recording(path, name), name, word, speaker="s"))
-        write_cuts(cuts, directory / f"{split}.jsonl.gz")
-    card = CorpusCard(name=directory.name, source="test", licence="none", sample_rate=RATE, synthetic=False)
-    save_card(card, directory)
-    return directory
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory, write_tones) -> Path:
+    return write_tones(tmp_path_factory.mktemp("corpora") / "old", TONES, COUNTS, name="old")
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tones(tmp_path_factory.mktemp("corpora") / "old", TONES)
-
-
-@pytest.fixture(scope="module")
-def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new(tmp_path_factory: pytest.TempPathFactory, write_tones) -> Path:
     """One word that the model knows, one that it does not."""
-    return tones(tmp_path_factory.mktemp("corpora") / "new", OTHER_TONES)
+    return write_tones(tmp_path_factory.mktemp("corpora") / "new", OTHER_TONES, COUNTS, name="new")
 
 
 @pytest.fixture(scope="module")

@@ -46,24 +46,10 @@ TONES = {"low": 400.0, "mid": 1100.0, "high": 2600.0}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_tones) -> Path:
     """Three words, each a tone of its own; 48 recordings to learn from, 9 each for dev and test."""
-    directory, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
-    for split, count in (("train", 16), ("dev", 3), ("test", 3)):
-        cuts = []
-        for word, hertz in TONES.items():
-            for i in range(count):
-                name = f"{word}-{split}-{i}"
-                t = np.arange(round(rng.uniform(0.2, 0.35) * RATE)) / RATE
-                tone = 0.3 * np.sin(2 * np.pi * hertz * rng.uniform(0.95, 1.05) * t) * np.hanning(len(t))
-                path = directory / f"{name}.wav"
-                soundfile.write(path, tone + 0.002 * rng.standard_normal(len(t)), RATE)
-                cuts.append(make_cut(file_recording(path, name), name, word, speaker=f"s{i % 2}"))
-        write_cuts(cuts, directory / f"{split}.jsonl.gz")
-    save_card(
-        CorpusCard(name="tones", source="test", licence="none", sample_rate=RATE, synthetic=True), directory
-    )
-    return directory
+    counts = {"train": 16, "dev": 3, "test": 3}
+    return write_tones(tmp_path_factory.mktemp("tones"), TONES, counts, speakers=2, synthetic=True)
 
 
 def recipe(epochs: int = 2, **training: object) -> Recipe:

@@ -54,7 +54,7 @@ def test_every_stage(recordings: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.parametrize("corpus", ["digits", "english"])
+@pytest.mark.parametrize("corpus", ["digits", "yesno", "english"])
 def test_unknown_options_are_refused(corpus: str) -> None:
     result = run("--nosuch", 1, corpus=corpus)
     assert result.returncode == 2

@@ -1,0 +1,67 @@
+"""A model directory that holds what using a model needs and no more, its weights in fewer bytes.
+
+Of a training that has not ended, the model is that of its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asr.config import load_config, write_atomically
+from asr.errors import ConfigError
+from asr.model_directory import (
+    CARD,
+    WEIGHTS,
+    LoadedModel,
+    build_network,
+    load_model,
+    load_weights,
+    save_model,
+)
+from asr.text.tokenizer import load_tokenizer
+from asr.train import checkpoint
+from asr.train.recipe import Recipe
+from asr.train.setup import CHECKPOINTS, RECIPE, RUN, RunInfo, describe_model
+from asr.weights import Storage
+
+
+def export_model(model: Path, out: Path, storage: Storage) -> int:
+    """Write the model directory or run `model` to `out`; returns the bytes of its weights.
+
+    Its recipe comes along, so that it can be trained on (`asr finetune`). Raises ConfigError if both are
+    the same directory, TrainingError or ModelError naming what cannot be read.
+    """
+    if out.resolve() == model.resolve():
+        raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")
+    if (model / CHECKPOINTS).is_dir() and not (model / WEIGHTS).is_file():
+        loaded, card = _unfinished(model)
+    else:
+        loaded, card = load_model(model), _card(model)
+    save_model(out, loaded.config, loaded.network, loaded.tokenizer, card, storage)
+    if (model / RECIPE).is_file():
+        write_atomically(out / RECIPE, (model / RECIPE).read_bytes())
+    return (out / WEIGHTS).stat().st_size
+
+
+def _card(model: Path) -> str:
+    file = model / CARD
+    return file.read_text(encoding="utf-8") if file.is_file() else f"# {model.name}\n"
+
+
+def _unfinished(exp: Path) -> tuple[LoadedModel, str]:
+    """The model of a run that has not ended, and its card."""
+    path = checkpoint.latest(exp / CHECKPOINTS)
+    progress = checkpoint.read_progress(path)
+    recipe, info = load_config(exp / RECIPE, Recipe), load_config(exp / RUN, RunInfo)
+    tokenizer = load_tokenizer(exp)
+    config = describe_model(recipe, info, tokenizer)
+    network = build_network(config)
+    load_weights(network, path / WEIGHTS)
+    epochs = f"{progress.epoch} of {recipe.training.epochs} epochs"
+    card = f"""# {recipe.name}
+
+- unfinished: step {progress.step} of {progress.total_steps}, {epochs}
+- corpus: {info.corpus}
+- started: {info.environment.started}, commit {info.environment.commit}
+"""
+    return LoadedModel(config, network.eval(), tokenizer), card
