@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from asr.config import load_config, load_yaml, save_config
 from asr.data.batches import BatchesConfig
@@ -71,7 +71,7 @@ def model(old: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         features=FbankConfig(sample_rate=RATE, num_mel_bins=20),
         specaugment=SpecAugmentConfig(probability=0),
         tokenizer=TokenizerConfig(kind="word"),
-        batches=BatchesConfig(max_utterances=3, num_buckets=2, num_workers=0),
+        batches=BatchesConfig(max_utterances=3, num_buckets=2, num_workers=0, curriculum_epochs=1),
         network=TransducerConfig(
             encoder=LstmEncoderConfig(hidden=16, layers=2, lookahead=1, dropout=0.1, layer_steps=2),
             predictor=StatelessPredictorConfig(dim=16, context=1),
@@ -285,6 +285,7 @@ def test_what_the_user_does_not_set_is_gentle(model: Path, new: Path, tmp_path: 
     recipe = finetune_recipe(model)
     assert recipe.optimizer.lr == pytest.approx(2e-3)
     assert (recipe.optimizer.warmup_steps, recipe.optimizer.warmup_share) == (5, 0.1)
+    assert recipe.batches.curriculum_epochs == 0
     assert recipe.training.epochs == 10
     assert recipe.network.encoder.layer_steps == 0
     chosen = ["optimizer.warmup_steps=300", "optimizer.lr=0.1", "training.epochs=20"]
@@ -454,6 +455,9 @@ def test_an_unfinished_training_is_exported_as_far_as_it_is(model: Path, tmp_pat
     shutil.copytree(model, run)
     (run / "model.safetensors").unlink()
     newest = sorted((run / "checkpoints").iterdir())[-1]
+    older = {name: tensor + 1 for name, tensor in load_file(newest / "model.safetensors").items()}
+    shutil.copytree(newest, run / "checkpoints" / "step-000001")
+    save_file(older, run / "checkpoints" / "step-000001" / "model.safetensors")
     code, _, err = call("export", run, out, "--weights", "float32")
     assert code == 0, err
     exported = load_model(out).network.state_dict()
