@@ -120,7 +120,7 @@ class NgramModel:
         return self.after.index_select(0, edges).long()
 
     def log_prob(self, sentence: list[str]) -> list[float]:
-        """Natural logarithms of the probability of every word of a sentence, and of its end, given those before.
+        """Log-probability (natural) of every word of a sentence, and of its end, given those before.
 
         Words that are not in the vocabulary are unknown words. Without `</s>` in the file the end has none.
         """
