@@ -49,7 +49,7 @@ class Lexicon(NamedTuple):
     """A prefix tree; tensors of M nodes, LOST the last, of V labels or of E ways from node to node."""
 
     keys: Tensor
-    """(E,) int64 node * V + label, ascending, of the labels that go on with a word."""
+    """(E,) int64 node * V + label, ascending, of the labels that go on with a word; the last is none."""
     children: Tensor
     """(E,) int64 where they lead."""
     first: Tensor
@@ -128,10 +128,10 @@ def _ways(nodes: dict[str, int], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
             if label is not None:
                 keys.append(nodes[path[:start]] * tokenizer.vocab_size + label)
                 children.append(node)
-    order = np.argsort(np.array(keys, np.int64))
-    return torch.from_numpy(np.array(keys, np.int64)[order]), torch.from_numpy(
-        np.array(children, np.int64)[order]
-    )
+    keys.append((len(nodes) + 1) * tokenizer.vocab_size)  # beyond all that is looked for
+    children.append(len(nodes))
+    ordered, order = torch.tensor(keys).sort()
+    return ordered, torch.tensor(children)[order]
 
 
 def _ahead(nodes: dict[str, int], entries: list[Spelling], kind: Literal["max", "sum"]) -> Tensor:

@@ -1,14 +1,10 @@
-"""All words of a row: what an n-gram model says of every label behind each of many contexts.
+"""All labels of a row: what an n-gram model says of every label behind each of many contexts.
 
-For a context h and every label v, the n-gram that decides is the one of v from h or from the first context
-that backing off from h leads to and that has one. Edges of longer contexts have larger numbers (see
-`asr.lms.ngram`), so the deciding one is the largest among the edges of the whole chain: the edges of all
-chains, laid end to end, are reduced by their maximum into a table of (N, V).
-
-Most of these edges are those of the same few short contexts. The rows of the contexts with most edges are
-therefore worked out once, as far as `MAX_TABLE_BYTES` go, and a chain ends at the first such context; a model
-of letters often fits wholly and a row is then one look-up. What is left of the chains is of a size that
-depends on the contexts; a GPU is waited for to tell it.
+For a context and a label, the n-gram that decides is the one of the label from the context, or else from the
+first context that backing off leads to and that has one. Edges of longer contexts have larger numbers (see
+`asr.lms.ngram`), so the deciding one is the largest: the edges of all contexts of all chains, laid end to
+end, are reduced by their maximum into the table (N, V), which begins with the unigrams. The work is
+proportional to the edges there are, not to V times the order.
 """
 
 from __future__ import annotations
@@ -18,31 +14,22 @@ from torch import Tensor
 
 from asr.lms.ngram import NgramModel
 
-MAX_TABLE_BYTES = 1 << 26
-"""Memory of the rows that are worked out once."""
-
-_CONTEXTS_AT_ONCE = 4096
-
 
 class Rows:
-    """Rows of a model for V labels; on the device of the model."""
+    """Rows of a model for V labels; on the device of the model, which has to be waited for once a call."""
 
-    def __init__(self, model: NgramModel, words: Tensor, table_bytes: int = MAX_TABLE_BYTES) -> None:
+    def __init__(self, model: NgramModel, words: Tensor) -> None:
         """`words` (V,) int64: the word of the model that each label is; several may be one."""
         self.model, words = model, words.to(model.keys.device)
         used, self._column_of_label = torch.unique(words, return_inverse=True)
-        size, contexts = len(model.words), len(model.suffix)
-        column = torch.full((size,), len(used), device=words.device)  # the last: words that are no label
-        column[used] = torch.arange(len(used), device=words.device)
-        self._column = column[model.keys % size]
-        limits = torch.arange(contexts + 1, device=words.device) * size
-        self._first = torch.searchsorted(model.keys, limits)
-        self._count = self._first.diff()
-        self._count[0] = 0  # what it has is in the table
-        self._table = torch.cat([used, used.new_zeros(1)])[None].int()
-        self._row = torch.zeros(contexts, dtype=torch.int64, device=words.device)
-        self._rounds = model.order - 1
-        self._tabulate(table_bytes // (4 * self._table.shape[1]))
+        size, device = len(model.words), words.device
+        column = torch.full((size,), len(used), device=device)  # the last, for words that are no label
+        column[used] = torch.arange(len(used), device=device)
+        self._column = column[model.keys % size].int()
+        self._unigrams = torch.cat([used, used.new_zeros(1)])
+        limits = torch.arange(len(model.suffix) + 1, device=device) * size
+        self._first = torch.searchsorted(model.keys, limits, out_int32=True)
+        self._first[0] = self._first[1]  # of the empty context, the unigrams are there already
 
     def log_prob(self, context: Tensor) -> Tensor:
         """(N, V) float32 natural logarithms of the probability of every label behind contexts (N,) int64."""
@@ -51,36 +38,18 @@ class Rows:
 
     def _deciding(self, context: Tensor) -> Tensor:
         """(N, columns) edges of contexts (N,)."""
-        best = self._table.index_select(0, self._row.index_select(0, context)).long()
-        if not self._rounds:
+        best = self._unigrams.repeat(len(context), 1)
+        if self.model.order == 1:
             return best
         chain = [context]
-        for _ in range(self._rounds - 1):
+        for _ in range(self.model.order - 2):
             chain.append(self.model.suffix.index_select(0, chain[-1]).long())
         nodes = torch.cat(chain)
-        count = self._count.index_select(0, nodes)
+        first = self._first.index_select(0, nodes)
+        count = self._first.index_select(0, nodes + 1) - first
         owner = torch.repeat_interleave(count)  # of every edge, numbered through all nodes
-        begin = self._first.index_select(0, nodes) - count.cumsum(0) + count
+        begin = first - count.cumsum(0) + count
         edges = begin.index_select(0, owner) + torch.arange(len(owner), device=owner.device)
-        columns = best.shape[1]
-        place = owner % len(context) * columns + self._column.index_select(0, edges)
-        return best.view(-1).scatter_reduce_(0, place, edges, "amax").view(-1, columns)
-
-    def _tabulate(self, most: int) -> None:
-        """Work out up to `most` rows, of the contexts with most edges; chains then end there."""
-        contexts = torch.nonzero(self._count)[:, 0]
-        if len(contexts) > most:
-            order = self._count[contexts].argsort(descending=True, stable=True)
-            contexts = contexts[order[:most]].sort().values
-        starts = range(0, len(contexts), _CONTEXTS_AT_ONCE)
-        parts = [self._deciding(contexts[start : start + _CONTEXTS_AT_ONCE]).int() for start in starts]
-        self._table = torch.cat([self._table, *parts])
-        self._count[contexts] = 0
-        row = torch.zeros_like(self._row)
-        row[contexts] = torch.arange(1, len(contexts) + 1, device=row.device)
-        node, self._rounds = torch.arange(len(row), device=row.device), 0
-        for step in range(self.model.order):
-            if self._count[node].any():
-                self._rounds = step + 1
-            node = torch.where(row[node] > 0, node, self.model.suffix[node].long())
-        self._row = row[node]
+        place = owner % len(context) * best.shape[1] + self._column.index_select(0, edges)
+        best.view(-1).scatter_reduce_(0, place, edges, "amax")
+        return best

@@ -16,7 +16,7 @@ from torch import Tensor
 from asr.config import Config
 from asr.errors import ConfigError
 from asr.lms.ngram import END, NgramModel
-from asr.lms.rows import MAX_TABLE_BYTES, Rows
+from asr.lms.rows import Rows
 from asr.text.tokenizer import Tokenizer
 
 SHOWN_LABELS = 10
@@ -29,8 +29,6 @@ class TokenNgramConfig(Config):
     unknown: float | None = Field(default=None, le=0)
     """Natural logarithm of the probability of a label that the model does not have, in place of that of its
     `<unk>`. Without either, such labels are an error."""
-    table_bytes: int = Field(default=MAX_TABLE_BYTES, ge=0)
-    """Memory for what is worked out once, see `asr.lms.rows`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class TokenNgram:
         self.model, self.vocab_size = model, tokenizer.vocab_size
         words = [model.unknown, *(model.ids.get(label, model.unknown) for label in labels)]
         self._words = torch.tensor(words, device=model.keys.device)
-        self._rows = Rows(model, self._words, config.table_bytes)
+        self._rows = Rows(model, self._words)
         self._end = model.ids.get(END)
 
     def initial_state(self, batch: int, device: torch.device | None = None) -> TokenNgramState:

@@ -147,7 +147,7 @@ class WordNgram:
         starts = self._is_start.index_select(0, labels)
         context = torch.where(starts, state.behind, state.context)
         wanted = state.node * self.vocab_size + labels
-        way = torch.searchsorted(lexicon.keys, wanted).clamp_(max=len(lexicon.keys) - 1)
+        way = torch.searchsorted(lexicon.keys, wanted)
         there = lexicon.keys.index_select(0, way) == wanted
         node = torch.where(there, lexicon.children.index_select(0, way), lexicon.lost)
         node = torch.where(starts, lexicon.start_node.index_select(0, labels), node)
