@@ -41,10 +41,7 @@ class Rows:
         best = self._unigrams.repeat(len(context), 1)
         if self.model.order == 1:
             return best
-        chain = [context]
-        for _ in range(self.model.order - 2):
-            chain.append(self.model.suffix.index_select(0, chain[-1]).long())
-        nodes = torch.cat(chain)
+        nodes = self.model.chains(context).view(-1)
         first = self._first.index_select(0, nodes)
         count = self._first.index_select(0, nodes + 1) - first
         owner = torch.repeat_interleave(count)  # of every edge, numbered through all nodes
