@@ -42,6 +42,9 @@ def transcribe(
     stats: options.StatsOption = False,
     latency: options.LatencyOption = None,
     head: options.HeadOption = None,
+    beam: options.BeamOption = None,
+    lm: options.LmOption = None,
+    search: options.SearchOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -62,7 +65,8 @@ def transcribe(
         import torch
 
         torch.set_num_threads(threads)
-    recognizer = load(model, device, latency=options.parse_latency(latency), head=head)
+    settings = options.search_settings(beam, lm, search)
+    recognizer = load(model, device, latency=options.parse_latency(latency), head=head, settings=settings)
     if live:
         recognizer.network.encoder.require_streaming()
     feed = partial(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from asr import state as states
-from asr.search.hypothesis import SearchOutput, Token
+from asr.search.hypothesis import SearchOutput, Settled, Token
 from asr.transducer import Transducer
 
 
@@ -134,6 +134,10 @@ class GreedySearch:
     def pending(self, state: GreedyState) -> list[list[Token]]:
         """Nothing: what was emitted stays."""
         return self.flush(state)
+
+    def settle(self, state: GreedyState) -> Settled:
+        """Nothing is undecided."""
+        return Settled(self.pending(state), state)
 
     @torch.inference_mode()
     def restart(self, state: GreedyState, said: Sequence[Sequence[int]]) -> GreedyState:
