@@ -1,8 +1,8 @@
 """Sentences of text files as words, or as the labels of a model's tokenizer.
 
 One sentence a line, UTF-8, gzipped if the name ends in .gz. Lines are normalised (`asr.text.normalize`), and
-lines of which nothing remains are skipped. A line that the tokenizer cannot write is left out and counted, and
-the first is told: of a large text, some lines always have a symbol that the model does not know.
+lines of which nothing remains are skipped. A line that the tokenizer cannot write is left out and counted,
+and the first is told: of a large text, some lines always have a symbol that the model does not know.
 """
 
 from __future__ import annotations
