@@ -247,12 +247,13 @@ class _Reader:
             if weighed:
                 backoff = np.fromiter(map(float, columns[-1]), np.float64, len(rows))
             sound = bool((log10 <= 0).all() and (np.abs(backoff) < MAX_WEIGHT).all())
-            words = self._words(order, columns[1 : order + 1])
+            words = self._words(order, columns[1 : order + 1]) if sound else None
         except (ValueError, KeyError):
-            sound = False
-        if not sound:
+            words = None
+        if words is None:
             for row, number in zip(rows, numbers.tolist(), strict=True):
                 self._check(order, row, number)
+        assert words is not None
         with np.errstate(over="ignore"):  # -1e300 is a probability of zero, too
             return ArpaSection(words, log10.astype(np.float32), backoff.astype(np.float32), numbers)
 

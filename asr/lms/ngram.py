@@ -98,18 +98,20 @@ class NgramModel:
 
     def find(self, context: Tensor, words: Tensor) -> Tensor:
         """The n-grams that decide: edges (N,) int64 of words (N,) int64 behind contexts (N,) int64."""
-        edge, node = words, context
-        left = node > 0
-        for _ in range(self.order - 1):
-            if edge.device.type == "cpu" and not left.any():
-                break  # elsewhere, to ask would be to wait for the device
-            wanted = node * len(self.words) + words
-            at = torch.searchsorted(self.keys, wanted).clamp_(max=len(self.keys) - 1)
-            found = left & (self.keys.index_select(0, at) == wanted)
-            edge = torch.where(found, at, edge)
-            node = self.suffix.index_select(0, node).long()
-            left = left & ~found & (node > 0)
-        return edge
+        if self.order == 1:
+            return words
+        wanted = self.chains(context) * len(self.words) + words
+        at = torch.searchsorted(self.keys, wanted).clamp_(max=len(self.keys) - 1)
+        listed = self.keys.index_select(0, at.view(-1)).view_as(at) == wanted
+        # Edges of longer contexts have larger numbers, and that of the word alone is the smallest.
+        return torch.where(listed, at, words).amax(0)
+
+    def chains(self, context: Tensor) -> Tensor:
+        """(order - 1, N) int64: contexts (N,) int64 and, in turn, what they back off to."""
+        chain = [context]
+        for _ in range(self.order - 2):
+            chain.append(self.suffix.index_select(0, chain[-1]))
+        return torch.cat(chain).view(len(chain), -1)
 
     def score(self, context: Tensor, edges: Tensor) -> Tensor:
         """Natural logarithms of probability, float32 shaped like the edges (N,) that `find` gave."""
@@ -120,7 +122,7 @@ class NgramModel:
         return self.after.index_select(0, edges).long()
 
     def log_prob(self, sentence: list[str]) -> list[float]:
-        """Natural logarithms of the probability of every word of a sentence, and of its end, given those before.
+        """Log-probability (natural) of every word of a sentence, and of its end, given those before.
 
         Words that are not in the vocabulary are unknown words. Without `</s>` in the file the end has none.
         """
