@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from asr.search.hypothesis import SearchOutput, Token
+from asr.search.label_graph import LabelGraphs
 from asr.search.label_loop import Emissions, LabelLoop, Streams
 from asr.transducer import Transducer
 
-WINDOW = 4
-"""Frames that a stream looks ahead."""
+WINDOW = 6
+"""Frames that a stream looks ahead: on CPU about the fastest for joiners of 30 to 2000 symbols."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class GreedySearch:
         assert window >= 1
         self.model, self.max_symbols = model, max_symbols
         self.loop = LabelLoop(model, max_symbols, window)
+        self.graphs = LabelGraphs(self.loop)
 
     @torch.inference_mode()
     def initial_state(self, batch: int, device: torch.device | None = None) -> GreedyState:
@@ -71,7 +73,11 @@ class GreedySearch:
             return SearchOutput([[] for _ in lengths], state, [0] * len(lengths))
         none = torch.zeros_like(state.frame)
         streams = Streams(state.predictor, state.projected, state.skip, none, state.held, none)
-        streams, emissions = self.loop.run(self.loop.chunk(encoded, lengths), streams)
+        if encoded.is_cuda and not torch.is_autocast_enabled("cuda"):
+            found = self.graphs.run(self.model.joiner.encoder(encoded), lengths, streams)
+        else:
+            found = self.loop.run(self.loop.packed(encoded, lengths), streams)
+        streams, emissions = found
         new = GreedyState(
             streams.predictor,
             streams.projected,

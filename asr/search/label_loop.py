@@ -6,8 +6,9 @@ blank to blank, by what each consumes, until it meets a label or the end of the 
 All streams that met one put it out together and take one predictor step (`advance`). A stream's next window
 begins where it stopped, whatever the others do.
 
-This is the label-looping of Xu et al., *Label-looping: highly efficient decoding for transducers* (2024), save
-that streams that met no label do not hold up those that did. Where a stream goes does not depend on the window.
+This is the label-looping of Xu et al., *Label-looping: highly efficient decoding for transducers* (2024),
+save that streams that met no label do not hold up those that did. What is found does not depend on the
+window.
 
 A step, `look` and `advance`, is a function of tensors of fixed shapes which asks for none of their values: it
 can be captured in a CUDA graph (asr.search.label_graph).
@@ -15,7 +16,7 @@ can be captured in a CUDA graph (asr.search.label_graph).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,6 +82,17 @@ class Searched(NamedTuple):
     emissions: Emissions
 
 
+class _Window(NamedTuple):
+    """The best symbols of the frames ahead."""
+
+    logits: Tensor
+    """(B, W, V) of the symbols."""
+    symbol: Tensor
+    """(B, W) int64."""
+    consumes: Tensor | int
+    """(B, W) int64 frames; if all blanks consume one, and labels are not told, just that."""
+
+
 class _Seen(NamedTuple):
     """What stopped each stream in its window."""
 
@@ -123,22 +135,21 @@ class LabelLoop:
         """Whether labels differ in the frames that they consume, which then are told."""
         return self.model.topology.durations > 0
 
-    def chunk(self, encoded: Tensor, lengths: Tensor) -> Chunk:
-        """Encoder frames (B, T, E) of which lengths (B,) are valid; B and T at least 1."""
-        B, T, _ = encoded.shape
-        device = encoded.device
-        if device.type == "cpu":
-            # The valid frames alone, stream after stream; on a GPU one would have to wait for their number.
-            frames, first = encoded[torch.arange(T) < lengths[:, None]], lengths.cumsum(0) - lengths
-        else:
-            frames, first = encoded.flatten(0, 1), torch.arange(0, B * T, T, device=device)
-        return Chunk(
-            self.model.joiner.encoder(frames),
-            first[:, None],
-            lengths,
-            torch.arange(self.window + self.longest, device=device),
-            torch.tensor(self._consumes, device=device),
-        )
+    def weights(self) -> Iterator[Tensor]:
+        """What the steps read of the model."""
+        yield from self.model.predictor.parameters()
+        yield from self.model.joiner.parameters()
+
+    def chunk(self, frames: Tensor, first: Tensor, lengths: Tensor) -> Chunk:
+        """Projected frames (N, J), of which `lengths` (B,) belong to each stream, from `first` (B,) on."""
+        device = frames.device
+        ahead = torch.arange(self.window + self.longest, device=device)
+        return Chunk(frames, first[:, None], lengths, ahead, torch.tensor(self._consumes, device=device))
+
+    def packed(self, encoded: Tensor, lengths: Tensor) -> Chunk:
+        """The valid ones alone of encoder frames (B, T, E), stream after stream."""
+        there = torch.arange(encoded.shape[1], device=encoded.device) < lengths[:, None]
+        return self.chunk(self.model.joiner.encoder(encoded[there]), lengths.cumsum(0) - lengths, lengths)
 
     def searching(self, chunk: Chunk, streams: Streams) -> Tensor:
         """() bool: whether any stream has frames left."""
@@ -160,25 +171,13 @@ class LabelLoop:
     def look(self, chunk: Chunk, streams: Streams) -> _Seen:
         """What stops each stream within its window."""
         topology, blank, W = self.model.topology, self.model.blank, self.window
-        left, ahead = chunk.lengths - streams.position, chunk.ahead[:W]
-        place = (streams.position[:, None] + chunk.first + ahead).clamp(max=len(chunk.frames) - 1)
-        frames = chunk.frames.index_select(0, place.flatten()).view(*place.shape, -1)
-        logits = self.model.joiner.combine(frames, streams.projected[:, None]).float()
-        symbols = logits[..., : logits.shape[-1] - topology.durations]
-        symbol = symbols.argmax(dim=-1)
-        consumes: Tensor | int = 1
-        if topology.durations:
-            # Blank always consumes a frame.
-            least = (symbol == blank).long()
-            consumes = chunk.consumes[logits[..., symbols.shape[-1] :].argmax(dim=-1)].maximum(least)
-        elif topology.big_blanks:
-            consumes = chunk.consumes[symbol]
+        ahead, end = chunk.ahead[:W], (chunk.lengths - streams.position).clamp(0, W)
+        logits, symbol, consumes = self._ahead(chunk, streams)
         stops = symbol != blank
         if topology.big_blanks:
             stops &= symbol < self.model.vocab_size
         if topology.repeats:
             stops &= symbol != torch.cat((streams.held[:, None], symbol[:, :-1]), dim=1)
-        end = left.clamp(0, W)
         if self.longest == 1:
             moved = ahead.where(stops, W).amin(dim=1).minimum(end)
         else:
@@ -188,15 +187,31 @@ class LabelLoop:
         label = symbol.gather(1, at)[:, 0]
         if topology.big_blanks:
             label = label.where(emits, blank)  # the predictor knows no big blanks
-        chosen = symbols.gather(1, at[..., None].expand(-1, -1, symbols.shape[-1]))[:, 0].log_softmax(dim=-1)
+        log_probs = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[2]))[:, 0].log_softmax(dim=-1)
+        told = self.predicts_frames
         return _Seen(
             moved,
             emits,
             label,
-            consumes.gather(1, at)[:, 0] if self.predicts_frames else self.label_consumes,
-            chosen.gather(1, label[:, None])[:, 0],
+            consumes.gather(1, at)[:, 0] if isinstance(consumes, Tensor) and told else self.label_consumes,
+            log_probs.gather(1, label[:, None])[:, 0],
             self._held(streams, symbol, moved, emits),
         )
+
+    def _ahead(self, chunk: Chunk, streams: Streams) -> _Window:
+        """The best symbols of the next frames, should nothing be put out before them."""
+        topology = self.model.topology
+        place = streams.position[:, None] + chunk.first + chunk.ahead[: self.window]
+        frames = chunk.frames.index_select(0, place.clamp(max=len(chunk.frames) - 1).flatten())
+        both = self.model.joiner.combine(frames.view(*place.shape, -1), streams.projected[:, None]).float()
+        logits = both[..., : both.shape[2] - topology.durations]
+        symbol = logits.argmax(dim=-1)
+        if topology.durations:
+            # Blank always consumes a frame.
+            least = (symbol == self.model.blank).long()
+            predicted = both[..., logits.shape[2] :].argmax(dim=-1)
+            return _Window(logits, symbol, chunk.consumes[predicted].maximum(least))
+        return _Window(logits, symbol, chunk.consumes[symbol] if topology.big_blanks else 1)
 
     def _jump(self, chunk: Chunk, consumes: Tensor | int, stops: Tensor) -> Tensor:
         """(B,) where the first frame of each window leads, frame by frame as each `consumes`, to a stop."""
@@ -251,4 +266,5 @@ class LabelLoop:
 
 def _side_by_side(steps: Sequence[Emissions]) -> Emissions:
     """(B, N) of N steps, one at least."""
-    return Emissions(*(None if column[0] is None else torch.stack(column, dim=1) for column in zip(*steps)))
+    columns = zip(*steps, strict=True)
+    return Emissions._make(None if each[0] is None else torch.stack(each, dim=1) for each in columns)

@@ -1,7 +1,7 @@
 """Greedy transducer search as its definition reads: one stream, one frame, one symbol after the other.
 
-The oracle of asr.search.greedy, and what tools/bench/search.py measures against. It knows the topologies by name
-and asks the model for logits; it shares no code with the search.
+The oracle of asr.search.greedy, and what tools/bench/search.py measures against. It knows the topologies by
+name and asks the model for logits; it shares no code with the search.
 """
 
 from __future__ import annotations
