@@ -46,16 +46,19 @@ class GreedyState:
 class GreedySearch:
     """Greedy search with a transducer; see asr.search.hypothesis.Search.
 
-    `window`: frames that a stream looks ahead, which has no influence on what is found.
+    `window`: frames that a stream looks ahead. `graphs`: record the steps in CUDA graphs, on a GPU outside
+    autocast. Neither has an influence on what is found.
     """
 
-    def __init__(self, model: Transducer, max_symbols: int = 8, window: int = WINDOW) -> None:
+    def __init__(
+        self, model: Transducer, max_symbols: int = 8, window: int = WINDOW, *, graphs: bool = True
+    ) -> None:
         assert model.has_transducer
         assert max_symbols >= 1
         assert window >= 1
         self.model, self.max_symbols = model, max_symbols
         self.loop = LabelLoop(model, max_symbols, window)
-        self.graphs = LabelGraphs(self.loop)
+        self.graphs = LabelGraphs(self.loop) if graphs else None
 
     @torch.inference_mode()
     def initial_state(self, batch: int, device: torch.device | None = None) -> GreedyState:
@@ -73,7 +76,7 @@ class GreedySearch:
             return SearchOutput([[] for _ in lengths], state, [0] * len(lengths))
         none = torch.zeros_like(state.frame)
         streams = Streams(state.predictor, state.projected, state.skip, none, state.held, none)
-        if encoded.is_cuda and not torch.is_autocast_enabled("cuda"):
+        if self.graphs is not None and encoded.is_cuda and not torch.is_autocast_enabled("cuda"):
             found = self.graphs.run(self.model.joiner.encoder(encoded), lengths, streams)
         else:
             found = self.loop.run(self.loop.packed(encoded, lengths), streams)
