@@ -74,16 +74,20 @@ def align(
     An utterance that has too few frames (`frames_needed`) has no path. No frames and no labels are a path of
     log-probability 0.
     """
-    device = encoded.device
-    target_lengths = torch.tensor([len(row) for row in labels], device=device)
-    targets = torch.full((len(labels), max([1, *map(len, labels)])), model.blank, device=device)
-    for row, each in zip(targets, labels, strict=True):
-        row[: len(each)] = torch.tensor(each, dtype=torch.int64, device=device)
+    targets, target_lengths = padded(labels, model.blank, encoded.device)
     if encoded.shape[0] == 0 or encoded.shape[1] == 0:
         return [Aligned([], -torch.inf if row else 0.0) for row in labels]
     ways = _align_ctc if head == "ctc" else _align_transducer
     found, log_probs = ways(model, encoded, lengths, targets, target_lengths)
     return [_aligned(row, int(lengths[b]), found, log_probs[b].tolist(), b) for b, row in enumerate(labels)]
+
+
+def padded(labels: Sequence[Sequence[int]], blank: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels (B, U), one at least, padded with blank, and how many there are (B,)."""
+    targets = torch.full((len(labels), max([1, *map(len, labels)])), blank)
+    for row, each in zip(targets, labels, strict=True):
+        row[: len(each)] = torch.tensor(each, dtype=torch.int64)
+    return targets.to(device), torch.tensor([len(row) for row in labels], device=device)
 
 
 def _aligned(labels: Sequence[int], frames: int, found: Alignment, log_probs: list[float], b: int) -> Aligned:
