@@ -1,11 +1,11 @@
 """Hypotheses of one head scored by the other: hybrid rescoring of n-best lists.
 
-    score(y) = w_own log p_search(y) + w_ctc log p_ctc(y | x) + w_transducer log p_transducer(y | x) + fused(y)
+    score(y) = w_own log p_search(y) + w_ctc log p_ctc(y|x) + w_transducer log p_transducer(y|x) + fused(y)
 
-where p_search is what the search found, over the alignments in its beam, the other two are exact sums over all
-alignments (the losses of asr_kernels), and fused(y) is what the search's scorers added. One head often knows
-what the other gets wrong; as in joint CTC/attention decoding (Watanabe et al. 2017), with a transducer in the
-place of attention, and afterwards instead of within the search.
+where p_search is what the search found, over the alignments in its beam, the other two are exact sums over
+all alignments (the losses of asr_kernels), and fused(y) is what the search's scorers added. It combines heads
+as joint CTC/attention decoding does (Watanabe et al. 2017), with a transducer in the place of attention, and
+after the search instead of within it.
 """
 
 from __future__ import annotations
