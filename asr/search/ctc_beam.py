@@ -129,7 +129,9 @@ class CtcBeamSearch:
                 self._step(prefixes, rows, nodes, frame, histories), self.beam, self.margin
             )
             # A frame that leaves nobody is passed over.
-            step = states.where(present & any_left, step, self._same(prefixes, nodes))
+            moves_on = present & any_left
+            if not bool(moves_on.all()):
+                step = states.where(moves_on, step, self._same(prefixes, nodes))
             prefixes, nodes = step.prefixes, torch.cat((step.blank_node, step.label_node), dim=1)
             rows = self._said(rows, step)
             number = number + present
