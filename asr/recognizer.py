@@ -207,6 +207,26 @@ class Recognizer:
         found = self.fbank(torch.from_numpy(samples)[None].to(self.device), lengths).features[0]
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
+    @torch.inference_mode()
+    def encode(self, samples: npt.NDArray[Any], name: str = "array") -> Tensor:
+        """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
+
+        Long recordings go through a streaming model in blocks. Raises AudioError, which names the recording,
+        for samples that are not finite and for one that is too long to be heard whole by a model that has to.
+        """
+        heard = torch.from_numpy(as_float(samples, name))[None].to(self.device)
+        duration_s = heard.shape[1] / self.sample_rate
+        if not (self.streaming and duration_s > WHOLE_S):
+            self._check_whole(duration_s, name)
+            lengths = torch.tensor([heard.shape[1]], device=self.device)
+            return _valid(self.network.encode(*self.fbank(heard, lengths)[:2]))
+        encoder, parts = self.network.encoder.initial_state(1, self.device), list[Tensor]()
+        for features, lengths in self._features_in_blocks(heard):
+            encoded = self.network.encode(features, lengths, encoder)
+            encoder = encoded.state
+            parts.append(_valid(encoded))
+        return torch.cat([*parts, _valid(self.network.encoder.flush(encoder))])
+
     def stream(
         self,
         sample_rate: int | None = None,
@@ -283,6 +303,19 @@ class Recognizer:
         tokens = [[token for part in parts for token in part.tokens[i]] for i in range(len(samples))]
         return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(samples))])
 
+    def _features_in_blocks(self, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (1, T, M) and how many of them are valid, of samples (1, N)."""
+        state, size = self.fbank.initial_state(1, self.device), seconds_to_samples(BLOCK_S, self.sample_rate)
+        for start in range(0, samples.shape[1], size):
+            block = samples[:, start : start + size]
+            features, lengths, state = self.fbank(
+                block, torch.tensor([block.shape[1]], device=self.device), state
+            )
+            yield features, lengths
+        features, lengths, _ = self.fbank.flush(state)
+        if features.shape[1]:
+            yield features, lengths
+
     def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
         """A file, or an array at `sample_rate`, in blocks at the model's rate."""
         if isinstance(source, str | Path):
@@ -302,3 +335,8 @@ class Recognizer:
                 f"{name}: expected at most {longest_s:.0f} s to transcribe in one piece{others}, found "
                 f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
             )
+
+
+def _valid(encoded: EncoderOutput) -> Tensor:
+    """(T', E) what is valid of the only signal in a batch."""
+    return encoded.y[0, : int(encoded.y_lengths[0])]

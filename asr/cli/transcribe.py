@@ -23,7 +23,7 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3.")],
     model: options.ModelOption = None,
     format: Annotated[
-        Literal["txt", "json", "srt", "vtt", "ctm"], typer.Option(help="Output format.")
+        Literal["txt", "json", "srt", "vtt", "ctm", "textgrid"], typer.Option(help="Output format.")
     ] = "txt",
     live: Annotated[
         bool, typer.Option("--stream", help="Feed as live audio and show partial results.")
@@ -98,7 +98,7 @@ def _check_one(files: list[Path], format_name: str, picture: Path | None) -> Non
     """Raise ConfigError for several files where only one makes sense."""
     from asr.errors import ConfigError
 
-    if len(files) > 1 and (picture or format_name in {"srt", "vtt"}):
+    if len(files) > 1 and (picture or format_name in {"srt", "vtt", "textgrid"}):
         option = "--picture" if picture else f"--format {format_name}"
         raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
 
