@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
-from asr.lms.base import Scorer
+from typing import Annotated
 
-__all__ = ["Scorer"]
+from pydantic import Field
+
+from asr.lms.base import Scorer
+from asr.lms.neural import NeuralLm
+from asr.lms.recurrent import AwdLstm, AwdLstmConfig
+from asr.lms.transformer import TransformerLm, TransformerLmConfig
+
+NeuralLmConfig = Annotated[AwdLstmConfig | TransformerLmConfig, Field(discriminator="kind")]
+"""Every neural language model's configuration; `kind` tells them apart."""
+
+
+def build_neural_lm(config: AwdLstmConfig | TransformerLmConfig, vocab_size: int) -> NeuralLm:
+    """The untrained language model that `config` describes, over labels 0 .. vocab_size - 1."""
+    if isinstance(config, TransformerLmConfig):
+        return TransformerLm(config, vocab_size)
+    return AwdLstm(config, vocab_size)
+
+
+__all__ = [
+    "AwdLstm",
+    "AwdLstmConfig",
+    "NeuralLm",
+    "NeuralLmConfig",
+    "Scorer",
+    "TransformerLm",
+    "TransformerLmConfig",
+    "build_neural_lm",
+]
