@@ -43,7 +43,8 @@ class LockedDropout(nn.Module):
         """Zero a share of the channels of every row, in training."""
         if not self.training or self.dropout.p == 0:
             return x
-        return x * self.dropout(torch.ones_like(x[:, :1]))
+        mask: Tensor = self.dropout(torch.ones_like(x[:, :1]))
+        return x * mask
 
 
 class _Masked(torch.autograd.Function):

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from asr.config import Config
 from asr.layers.dropout import Dropout, LockedDropout
-from asr.layers.recurrence import RecurrentCell
+from asr.layers.recurrence import CellOutput, RecurrentCell
 from asr.lms.neural import Extended, NeuralLm
 from asr_kernels import Cell, CellState
 
@@ -77,6 +77,20 @@ class DroppedCell(RecurrentCell):
         return {**weights, "weight": self.dropout(weights["weight"])}
 
 
+class AwdLayer(nn.Module):
+    """(B, U, before) -> (B, U, width): locked dropout, the input's projection, the cell."""
+
+    def __init__(self, before: int, width: int, dropout: float, drop: float) -> None:
+        super().__init__()
+        self.locked = LockedDropout(dropout)
+        self.cell = DroppedCell(width, drop)
+        self.projection = nn.Linear(before, self.cell.preactivations)
+
+    def forward(self, x: Tensor, state: CellState) -> CellOutput:
+        """The next labels of every hypothesis."""
+        return self.cell.behind(self.projection, self.locked(x), None, state)
+
+
 class AwdLstm(NeuralLm):
     """See the module docstring."""
 
@@ -87,29 +101,26 @@ class AwdLstm(NeuralLm):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.label_dropout = Dropout(config.embedding_dropout)
         widths = [config.dim, *[config.hidden] * (config.layers - 1), config.dim]
-        cells = [DroppedCell(width, config.weight_drop) for width in widths[1:]]
-        self.cells = nn.ModuleList(cells)
-        self.projections = nn.ModuleList(
-            nn.Linear(before, cell.preactivations) for before, cell in zip(widths, cells, strict=False)
-        )
         between = [config.input_dropout, *[config.hidden_dropout] * (config.layers - 1)]
-        self.locked = nn.ModuleList(LockedDropout(p) for p in between)
+        self.layers = nn.ModuleList(
+            AwdLayer(before, width, dropout, config.weight_drop)
+            for before, width, dropout in zip(widths, widths[1:], between, strict=False)
+        )
         self.output_dropout = LockedDropout(config.output_dropout)
 
     def extend(self, labels: Tensor, state: RecurrentState) -> Extended:
         """See NeuralLm.extend."""
         x, after = self._embed(labels), []
-        layers = zip(self.locked, self.projections, self.cells, state.layers, strict=True)
-        for locked, projection, cell, before in layers:
-            x, new = cell.behind(projection, locked(x), None, before)
+        for layer, before in zip(self.layers, state.layers, strict=True):
+            x, new = layer(x, before)
             after.append(new)
         return Extended(x, RecurrentState(tuple(after)))
 
     def nothing(self, batch: int) -> RecurrentState:
         """See NeuralLm.nothing."""
-        weight = self.bias
-        cells = (cell for cell in self.cells if isinstance(cell, DroppedCell))
-        return RecurrentState(tuple(cell.initial_state(batch, weight.device, weight.dtype) for cell in cells))
+        cells = (layer.cell for layer in self.layers if isinstance(layer, AwdLayer))
+        like = self.bias
+        return RecurrentState(tuple(cell.initial_state(batch, like.device, like.dtype) for cell in cells))
 
     def logits(self, h: Tensor) -> Tensor:
         """See NeuralLm.logits."""

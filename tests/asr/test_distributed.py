@@ -231,9 +231,9 @@ def test_two_processes_fine_tune_as_one_does(corpus: Path, tmp_path: Path) -> No
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of the highest rank gets SIGTERM in the middle of an optimiser step."""
-    from asr.train import loop
+    from asr.train import recogniser
 
-    go_through, stopping = loop.train_batch, []
+    go_through, stopping = recogniser.train_batch, []
 
     def stopped(*arguments: object, **options: object) -> object:
         last = int(os.environ.get("WORLD_SIZE", "1")) - 1
@@ -242,7 +242,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "train_batch", stopped)
+    monkeypatch.setattr(recogniser, "train_batch", stopped)
 
 
 @pytest.mark.parametrize(
@@ -307,15 +307,15 @@ def command_together(folder: Path, *arguments: object) -> tuple[list[int | None]
 def test_an_error_of_one_process_ends_all_with_one_line(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    from asr.train import loop
+    from asr.train import recogniser
 
     def broken(*arguments: object, **options: object) -> object:
         if options["step"] == 2 and os.environ["RANK"] == str(rank):
             raise TrainingError("utterance x: something is wrong with it")
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    go_through = loop.train_batch
-    monkeypatch.setattr(loop, "train_batch", broken)
+    go_through = recogniser.train_batch
+    monkeypatch.setattr(recogniser, "train_batch", broken)
     config = tmp_path / "recipe.yaml"
     save_config(recipe(), config)
     arguments = ("train", config, "--data", corpus, "--exp", tmp_path / "exp")
@@ -328,15 +328,15 @@ def test_an_error_of_one_process_ends_all_with_one_line(
 def test_the_death_of_a_process_is_one_line_for_the_others(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
-    from asr.train import loop
+    from asr.train import recogniser
 
     def dead(*arguments: object, **options: object) -> object:
         if options["step"] == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    go_through = loop.train_batch
-    monkeypatch.setattr(loop, "train_batch", dead)
+    go_through = recogniser.train_batch
+    monkeypatch.setattr(recogniser, "train_batch", dead)
     config = tmp_path / "recipe.yaml"
     save_config(recipe(sharding=sharding), config)
     arguments = ("train", config, "--data", corpus, "--exp", tmp_path / "exp")

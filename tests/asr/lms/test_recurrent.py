@@ -56,7 +56,7 @@ def test_it_is_the_lstm_of_torch() -> None:
     model = lm().double()
     labels = torch.randint(1, V, (3, 9))
     x = model.embedding(functional.pad(labels, (1, 0)))
-    for projection, cell in zip(model.projections, model.cells, strict=True):
+    for projection, cell in ((layer.projection, layer.cell) for layer in model.layers):
         width = cell.width
         layer = torch.nn.LSTM(x.shape[2], width, batch_first=True).double()
         layer.weight_ih_l0.data, layer.bias_ih_l0.data = projection.weight.data, projection.bias.data
@@ -127,7 +127,7 @@ def test_gradients_reach_dropped_weights_where_they_were_kept() -> None:
     torch.manual_seed(0)
     model = AwdLstm(AwdLstmConfig(dim=8, hidden=8, layers=1, weight_drop=0.5), V).train()
     model.losses(torch.randint(1, V, (2, 6)), torch.tensor([6, 6])).nats.sum().backward()
-    none = (model.cells[0].weight.grad == 0).double().mean()
+    none = (model.layers[0].cell.weight.grad == 0).double().mean()
     assert 0.3 < float(none) < 0.7
     assert all(parameter.grad is not None for parameter in model.parameters())
 
