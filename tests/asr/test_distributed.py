@@ -27,20 +27,23 @@ from asr.data.batches import BatchesConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
 from asr.data.plan import Dealing
 from asr.data.shard_writer import write_shards
+from asr.data.texts import TextBatchesConfig
 from asr.encoders import ConformerEncoderConfig, EncoderConfig, LstmEncoderConfig
 from asr.errors import TrainingError
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.layers.context import ContextConfig
+from asr.lms import AwdLstmConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
-from asr.text.tokenizer import TokenizerConfig
+from asr.text.tokenizer import TokenizerConfig, train_tokenizer
 from asr.train import checkpoint, preflight
 from asr.train.distributed import World, read_world, started
 from asr.train.finetune import finetune_recipe
 from asr.train.gradients import divide_gradients, sum_gradients
 from asr.train.initial import Initial
+from asr.train.lm_recipe import LmRecipe
 from asr.train.loop import train
 from asr.train.metrics import read_log
 from asr.train.optim import OptimizerConfig
@@ -191,6 +194,26 @@ def test_two_processes_train_as_one_that_accumulates(
     train_together(recipe(encoder, accumulate=1, sharding=sharding), corpus, two)
     assert [record["utterances"] for record in records(one, "skip")] == [["odd"]] * 2 * (encoder is LSTM)
     assert len(records(one)) == 2 * 5  # steps of 2, 2, 2, 2 and 1 batches
+    assert_same_curve(one, two)
+
+
+def test_two_processes_train_a_language_model_as_one_does(tmp_path: Path) -> None:
+    text, one, two = tmp_path / "lm.txt", tmp_path / "one", tmp_path / "two"
+    text.write_text("".join(f"{'ab' * (i % 5 + 1)} {'ba' * (i % 3 + 1)}{'a' * (i % 7)}\n" for i in range(60)))
+    train_tokenizer(TokenizerConfig(), ["ab a"]).save(tmp_path)
+
+    def lm(accumulate: int) -> LmRecipe:
+        return LmRecipe(
+            recogniser=str(tmp_path),
+            network=AwdLstmConfig(dim=8, hidden=8, layers=2),
+            batches=TextBatchesConfig(max_labels=120, dev_every=3),
+            optimizer=OptimizerConfig(kind="nt-asgd", lr=1.0, warmup_steps=0, final_lr=1, patience=1),
+            training=TrainingConfig(epochs=2, keep_best=2, accumulate=accumulate),
+        )
+
+    train(lm(2), text, one, console=Console(quiet=True))
+    train_together(lm(1), text, two)  # type: ignore[arg-type]
+    assert len(records(one)) > 4
     assert_same_curve(one, two)
 
 

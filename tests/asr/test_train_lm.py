@@ -23,7 +23,7 @@ from asr.lms.evaluation import neural_perplexity
 from asr.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from asr.train import checkpoint
 from asr.train.kinds import load_any_recipe
-from asr.train.language import LanguageTask
+from asr.train.language import open_run
 from asr.train.lm_recipe import LmRecipe
 from asr.train.loop import Outcome, train
 from asr.train.metrics import read_log
@@ -81,30 +81,21 @@ def test_it_learns_and_leaves_a_directory(
     text: Path, recogniser: Path, tmp_path: Path, network: NeuralLmConfig
 ) -> None:
     exp = tmp_path / "exp"
-    outcome = run(recipe(recogniser, network, epochs=8), text, exp)
+    config = override(recipe(recogniser, network, epochs=6), ["batches.max_labels=300", "optimizer.lr=0.02"])
+    outcome = run(config, text, exp)
     records = [record for record in read_log(exp) if record["kind"] == "dev"]
-    assert records[-1]["dev_loss"] < 0.7 * unigram_entropy(text)
+    assert records[-1]["dev_loss"] < 0.8 * unigram_entropy(text)
     assert outcome.finished
     assert outcome.dev_wer is None
     loaded = load_lm(exp, load_tokenizer(recogniser))
     assert not loaded.network.training
-    held_out = LanguageTask(
-        load_any_recipe(str(exp / "recipe.yaml")), load_run(exp), loaded.tokenizer
-    ).dev.texts()
-    measured = neural_perplexity(loaded.network, loaded.tokenizer, held_out)
+    measured = neural_perplexity(loaded.network, loaded.tokenizer, open_run(exp).dev.texts())
     assert measured.per_word == pytest.approx(outcome.dev_perplexity, rel=1e-4)
     card = (exp / "README.md").read_text()
     assert f"perplexity {measured.per_word:.2f} per word" in card
     assert len(list((exp / "checkpoints").iterdir())) <= 3
     assert (exp / "training.png").stat().st_size > 0
     assert run(None, None, exp, resume=True).finished
-
-
-def load_run(exp: Path) -> object:
-    from asr.config import load_config
-    from asr.train.language import LmRunInfo
-
-    return load_config(exp / "run.yaml", LmRunInfo)
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +116,11 @@ def asgd(recogniser: Path, epochs: int) -> LmRecipe:
     return recipe(recogniser, epochs=epochs).model_copy(update={"optimizer": optimizer})
 
 
-@pytest.mark.parametrize("kind", ["adamw", "ema", "nt-asgd"])
+@pytest.mark.parametrize("kind", ["adamw", "nt-asgd"])
 def test_resuming_is_exact(
     text: Path, recogniser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    config = recipe(recogniser, epochs=3, ema=0.9 if kind == "ema" else 0.0)
+    config = recipe(recogniser, epochs=3)
     if kind == "nt-asgd":
         config = asgd(recogniser, epochs=3)
         # Averaging begins with the second of three validations.
@@ -209,7 +200,7 @@ def test_a_directory_that_is_no_language_models(text: Path, recogniser: Path, tm
     exp = tmp_path / "exp"
     run(recipe(recogniser, epochs=1), text, exp)
     other = train_tokenizer(TokenizerConfig(), ["abcdefgh xyz"])
-    with pytest.raises(ModelError, match="expected the recogniser's 12 labels, found others"):
+    with pytest.raises(ModelError, match="expected the recogniser's 13 labels, found others"):
         load_lm(exp, other)
     with pytest.raises(ModelError, match=r"found no model.safetensors and no config.yaml"):
         load_lm(tmp_path)
