@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from asr.errors import ConfigError, DataError, TokenError
-from asr.lms import AwdLstm, AwdLstmConfig, evaluation
+from asr.lms import AwdLstm, AwdLstmConfig, TransformerLmConfig, build_neural_lm, evaluation
 from asr.lms.cache import CacheConfig
 from asr.lms.dynamic import DynamicConfig, DynamicEvaluation, mean_square_gradients
 from asr.lms.evaluation import Perplexity, neural_perplexity
@@ -135,3 +135,19 @@ def test_what_cannot_be_measured(tokenizer) -> None:
         neural_perplexity(model, tokenizer, ["a"], dynamic=DynamicConfig(), cache=CacheConfig())
     with pytest.raises(DataError, match="found none"):
         mean_square_gradients(model, [])
+
+
+@pytest.mark.parametrize(
+    "config", [AwdLstmConfig(dim=16, hidden=16, layers=2), TransformerLmConfig(dim=16, heads=2, layers=2)]
+)
+def test_bfloat16_is_near(config: AwdLstmConfig | TransformerLmConfig) -> None:
+    torch.manual_seed(0)
+    model = build_neural_lm(config, 9).eval()
+    labels, lengths = torch.randint(1, 9, (3, 12)), torch.tensor([12, 12, 12])
+    expected = model.losses(labels, lengths).nats
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.losses(labels, lengths).nats
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
