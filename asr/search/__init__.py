@@ -8,9 +8,10 @@ from pydantic import Field
 
 from asr.config import Config
 from asr.errors import ConfigError
+from asr.search.beam import BeamSearch
 from asr.search.ctc import CtcGreedySearch
 from asr.search.greedy import GreedySearch
-from asr.search.hypothesis import Search, SearchOutput, Token
+from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Token
 from asr.search.whole import SearchResult, search_whole
 from asr.transducer import Transducer
 
@@ -37,8 +38,10 @@ def build_search(config: SearchConfig, model: Transducer) -> Search:
 
 
 __all__ = [
+    "BeamSearch",
     "CtcGreedySearch",
     "GreedySearch",
+    "Hypothesis",
     "Search",
     "SearchConfig",
     "SearchOutput",

@@ -76,6 +76,10 @@ class CtcGreedySearch:
         """The run that the end of the stream closes."""
         return [[run] if run.id != self.model.blank else [] for run in self._runs(state)]
 
+    def pending(self, state: CtcState) -> list[list[Token]]:
+        """Nothing is shown before it has ended."""
+        return [[] for _ in state.label]
+
     def restart(self, state: CtcState, said: Sequence[Sequence[int]]) -> CtcState:
         """What was said has no effect; an open run stays open."""
         return state

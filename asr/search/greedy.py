@@ -131,6 +131,10 @@ class GreedySearch:
         """Nothing waits: labels are emitted on the frame that decides them."""
         return [[] for _ in range(state.frame.shape[0])]
 
+    def pending(self, state: GreedyState) -> list[list[Token]]:
+        """Nothing: what was emitted stays."""
+        return self.flush(state)
+
     @torch.inference_mode()
     def restart(self, state: GreedyState, said: Sequence[Sequence[int]]) -> GreedyState:
         """The predictor has seen `said`; what the last symbol still consumes, or is held on by, stays."""

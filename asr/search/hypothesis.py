@@ -21,6 +21,21 @@ class Token(NamedTuple):
     """Natural logarithm of its probability given what was emitted before it."""
 
 
+class Hypothesis(NamedTuple):
+    """What may have been said."""
+
+    tokens: list[Token]
+    log_prob: float
+    """Natural logarithm of its probability given the audio, over the alignments that were found."""
+    fused: float
+    """What scorers added."""
+
+    @property
+    def score(self) -> float:
+        """What it is ranked by."""
+        return self.log_prob + self.fused
+
+
 class SearchOutput(NamedTuple):
     """What a search step found."""
 
@@ -42,6 +57,9 @@ class Search(Protocol):
 
     def flush(self, state: Any) -> list[list[Token]]:
         """Tokens that wait for their end, as the end of the stream would give them; the state stays."""
+
+    def pending(self, state: Any) -> list[list[Token]]:
+        """What is thought to have been said beyond what was given out; it may change."""
 
     def restart(self, state: Any, said: Sequence[Sequence[int]]) -> Any:
         """The state as if only the labels `said` of each stream had been said, while frames are counted on.

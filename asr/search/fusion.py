@@ -1,0 +1,85 @@
+"""Scorers joined to one: their weighted sum, and a reward for every label.
+
+    score(label) = sum_i weight_i * score_i(label) + reward
+
+A weight below 0 takes something off again, as the internal language model of the transducer is (density
+ratio, McDermott et al. 2019; ILME, Meng et al. 2021; LODR, Zheng et al. 2022). A label that a scorer with a
+weight above 0 forbids is forbidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from asr.errors import ConfigError
+from asr.lms.base import Scorer
+
+
+class Weighted(NamedTuple):
+    """A scorer and how much it counts."""
+
+    scorer: Scorer
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FusionState:
+    """The states of the scorers, in order."""
+
+    parts: tuple[Any, ...]
+    rows: Tensor
+    """(N, 0): how many rows there are, where there is no scorer."""
+
+
+class Fusion:
+    """A Scorer made of others; see the module docstring."""
+
+    def __init__(self, vocab_size: int, parts: Sequence[Weighted] = (), reward: float = 0.0) -> None:
+        """Raises ConfigError if a scorer has another vocabulary or a weight is 0 or not finite."""
+        self.vocab_size, self.parts, self.reward = vocab_size, tuple(parts), reward
+        for scorer, weight in self.parts:
+            name = type(scorer).__name__
+            if scorer.vocab_size != vocab_size:
+                raise ConfigError(
+                    f"{name}: expected the {vocab_size} labels of the recogniser, found {scorer.vocab_size}; "
+                    "make the scorer with the recogniser's tokenizer"
+                )
+            if weight == 0 or not math.isfinite(weight):
+                raise ConfigError(f"{name}: expected a finite weight other than 0, found {weight}")
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> FusionState:
+        """State of `batch` hypotheses that have said nothing."""
+        parts = tuple(scorer.initial_state(batch, device) for scorer, _ in self.parts)
+        return FusionState(parts, torch.zeros(batch, 0, device=device))
+
+    def score(self, state: FusionState) -> Tensor:
+        """(N, V) weighted sum, and 0 for blank."""
+        rows = state.rows
+        total = torch.full((rows.shape[0], self.vocab_size), self.reward, device=rows.device)
+        total[:, 0] = 0
+        for (scorer, weight), part in zip(self.parts, state.parts, strict=True):
+            total = torch.add(total, _bounded(scorer.score(part), weight), alpha=weight)
+        return total
+
+    def advance(self, state: FusionState, labels: Tensor) -> FusionState:
+        """State after labels (N,)."""
+        moved = zip(self.parts, state.parts, strict=True)
+        return FusionState(tuple(scorer.advance(part, labels) for (scorer, _), part in moved), state.rows)
+
+    def end(self, state: FusionState) -> Tensor:
+        """(N,) weighted sum of the scores of saying nothing more."""
+        total = torch.zeros(state.rows.shape[0], device=state.rows.device)
+        for (scorer, weight), part in zip(self.parts, state.parts, strict=True):
+            total = torch.add(total, _bounded(scorer.end(part), weight), alpha=weight)
+        return total
+
+
+def _bounded(scores: Tensor, weight: float) -> Tensor:
+    """What a scorer forbids must not become infinitely good where it is taken off."""
+    return scores if weight > 0 else scores.clamp(min=-1e4)

@@ -1,0 +1,165 @@
+"""What hypotheses have said, in bounded memory: nodes within a call, tails between calls.
+
+Within a call every extension of a hypothesis is a node with a parent, so that forking costs one number. At
+the end of the call, and at every `EVERY`-th frame of a stream, the nodes are followed back to lists. What all
+hypotheses of a stream share is then given out for good; the rest is their tails, which the state carries.
+
+Hypotheses that never agree are made to: at every `EVERY`-th frame those go that differ from the best one in
+what it said more than `WINDOW` labels ago, or are more than `2 * WINDOW` labels longer than what is shared.
+That is decided by the place in the stream alone, so that any chunking gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from asr.search.hypothesis import Token
+
+EVERY = 32
+WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Tails:
+    """What each of K hypotheses of a stream has said since what is shared."""
+
+    labels: Tensor
+    """(B, K, L) int64."""
+    frames: Tensor
+    """(B, K, L, 2) int64: first frame, and first that is no longer part of the label."""
+    log_probs: Tensor
+    """(B, K, L) float32."""
+    lengths: Tensor
+    """(B, K) int64."""
+
+
+TokenLists = list[list[list[Token]]]
+"""Tokens of every hypothesis of every stream."""
+
+
+class Shared(NamedTuple):
+    """What became final when hypotheses were compared."""
+
+    tokens: list[list[Token]]
+    """Of each stream."""
+    alive: Tensor
+    """(B, K) bool: hypotheses that may go on."""
+
+
+def capacity(most_labels: int) -> int:
+    """Labels that a tail has to hold with so many labels per frame."""
+    return 2 * WINDOW + EVERY * most_labels
+
+
+def pack(tails: TokenLists, size: int, device: torch.device | None = None) -> Tails:
+    """Lists to tensors with room for `size` labels."""
+    batch, width = len(tails), len(tails[0]) if tails else 0
+    labels = torch.zeros(batch, width, size, dtype=torch.int64)
+    frames = torch.zeros(batch, width, size, 2, dtype=torch.int64)
+    log_probs = torch.zeros(batch, width, size)
+    lengths = torch.tensor([[len(tail) for tail in row] for row in tails]).reshape(batch, width)
+    for b, row in enumerate(tails):
+        for k, tail in enumerate(row):
+            if tail:
+                n = len(tail)
+                labels[b, k, :n] = torch.tensor([token.id for token in tail])
+                frames[b, k, :n] = torch.tensor([[token.frame, token.end_frame] for token in tail])
+                log_probs[b, k, :n] = torch.tensor([token.log_prob for token in tail])
+    return Tails(labels.to(device), frames.to(device), log_probs.to(device), lengths.to(device))
+
+
+def unpack(tails: Tails) -> TokenLists:
+    """Tensors to lists."""
+    longest = int(tails.lengths.max()) if tails.lengths.numel() else 0
+    labels, log_probs = tails.labels[..., :longest].tolist(), tails.log_probs[..., :longest].tolist()
+    frames = tails.frames[:, :, :longest].tolist()
+
+    def tail(b: int, k: int, n: int) -> list[Token]:
+        columns = zip(labels[b][k][:n], frames[b][k][:n], log_probs[b][k][:n], strict=True)
+        return [Token(label, begin, end, log_prob) for label, (begin, end), log_prob in columns]
+
+    return [[tail(b, k, n) for k, n in enumerate(row)] for b, row in enumerate(tails.lengths.tolist())]
+
+
+class Histories:
+    """The hypotheses of a call: begun with tails, extended by nodes, followed back to tails."""
+
+    def __init__(self, tails: TokenLists) -> None:
+        self.tails = tails
+        self._columns: list[tuple[Tensor, ...]] = []
+
+    def roots(self, batch: int, width: int, device: torch.device) -> Tensor:
+        """(B, K) the nodes of hypotheses as the tails have them: -1 for the first, -2 for the second, ..."""
+        return (-1 - torch.arange(width, device=device)).expand(batch, width)
+
+    def extend(
+        self, parents: Tensor, labels: Tensor, frames: Tensor, ends: Tensor, log_probs: Tensor
+    ) -> Tensor:
+        """Nodes (B, K) of hypotheses with nodes `parents`, each with one more label; all arguments (B, K)."""
+        batch, width = parents.shape
+        begin = sum(column[0].shape[1] for column in self._columns)
+        self._columns.append((parents, labels, frames, ends, log_probs))
+        return torch.arange(begin, begin + width, device=parents.device).expand(batch, width)
+
+    def follow(self, nodes: Tensor, alive: Tensor) -> None:
+        """Make the tails those of `nodes` (B, K), nothing for hypotheses that are not alive; forget nodes."""
+        columns = [torch.cat(column, dim=1).tolist() for column in zip(*self._columns, strict=True)]
+        table = [list(zip(*(column[b] for column in columns), strict=True)) for b in range(len(nodes))]
+        rows = zip(nodes.tolist(), alive.tolist(), strict=True)
+        self.tails = [
+            [
+                self._path(b, node, table[b] if table else []) if there else []
+                for node, there in zip(*row, strict=True)
+            ]
+            for b, row in enumerate(rows)
+        ]
+        self._columns = []
+
+    def _path(self, stream: int, node: int, table: Sequence[tuple[int, int, int, int, float]]) -> list[Token]:
+        said = []
+        while node >= 0:
+            node, label, frame, end_frame, log_prob = table[node]
+            said.append(Token(label, frame, end_frame, log_prob))
+        return [*self.tails[stream][-1 - node], *reversed(said)]
+
+    def share(self, scores: Tensor, force: Sequence[bool]) -> Shared:
+        """Give out what the hypotheses of each stream share; where `force` is True they are made to share.
+
+        scores (B, K): minus infinity for hypotheses that are not there.
+        """
+        alive, best = scores > -torch.inf, scores.argmax(dim=1).tolist()
+        tokens = []
+        for b, there in enumerate(alive.tolist()):
+            tails = self.tails[b]
+            if force[b]:
+                there = _agreeing(tails, there, best[b])
+                alive[b] = torch.tensor(there, device=alive.device)
+            shared = _common_beginning(
+                [tail for tail, is_there in zip(tails, there, strict=True) if is_there]
+            )
+            tokens.append(shared)
+            self.tails[b] = [tail[len(shared) :] if it else [] for tail, it in zip(tails, there, strict=True)]
+        return Shared(tokens, alive)
+
+
+def _agreeing(tails: Sequence[list[Token]], there: Sequence[bool], best: int) -> list[bool]:
+    """Which hypotheses stay when they are made to agree with the best about what is long past."""
+    settled = tails[best][: max(0, len(tails[best]) - WINDOW)]
+    keep = [it and tail[: len(settled)] == settled for tail, it in zip(tails, there, strict=True)]
+    shared = len(_common_beginning([tail for tail, it in zip(tails, keep, strict=True) if it]))
+    longest = shared + 2 * WINDOW
+    return [it and (k == best or len(tails[k]) <= longest) for k, it in enumerate(keep)]
+
+
+def _common_beginning(tails: Sequence[list[Token]]) -> list[Token]:
+    """What all lists, one at least, begin with."""
+    first, *others = tails
+    same = 0
+    while same < len(first) and all(same < len(tail) and tail[same] == first[same] for tail in others):
+        same += 1
+    return first[:same]

@@ -1,0 +1,299 @@
+"""Beam search against sums over all paths, whole against any chunking, and its bounds."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr.encoders import EncoderOutput, LstmEncoderConfig
+from asr.joiner import JoinerConfig
+from asr.losses import LossConfig, TransducerLossConfig
+from asr.losses.topology import TopologyConfig
+from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig
+from asr.search import BeamSearch, GreedySearch, Token, search_whole
+from asr.search.fusion import Fusion, Weighted
+from asr.search.history import EVERY, WINDOW
+from asr.transducer import Transducer, TransducerConfig
+
+WIDTH, VOCAB = 10, 4
+TOPOLOGIES = {
+    "rnnt": TopologyConfig(),
+    "monotonic": TopologyConfig(name="monotonic"),
+    "ctc": TopologyConfig(name="ctc"),
+    "tdt": TopologyConfig(name="tdt", durations=(0, 1, 2)),
+    "tdt-taking": TopologyConfig(name="tdt", durations=(1, 3)),
+    "multi_blank": TopologyConfig(name="multi_blank", durations=(2, 3)),
+}
+PREDICTORS = {
+    "stateless": StatelessPredictorConfig(dim=8, context=2),
+    "lstm": LstmPredictorConfig(dim=8, layers=1),
+}
+
+
+def make(topology: str = "rnnt", predictor: str = "lstm", bias: float = 0.0, sharp: float = 6) -> Transducer:
+    torch.manual_seed(5)
+    config = TransducerConfig(
+        encoder=LstmEncoderConfig(hidden=WIDTH, layers=1),
+        predictor=PREDICTORS[predictor],
+        joiner=JoinerConfig(dim=8),
+        loss=LossConfig(transducer=TransducerLossConfig(topology=TOPOLOGIES[topology])),
+    )
+    model = Transducer(config, 4, VOCAB).eval()
+    with torch.no_grad():
+        model.joiner.output.weight.mul_(sharp)
+        model.joiner.output.bias[0] += bias
+    return model
+
+
+@dataclass(frozen=True)
+class LastLabel:
+    """State of Bigram."""
+
+    label: Tensor
+
+
+class Bigram:
+    """A scorer from a table: (V, V) scores, row 0 for the beginning, column 0 for the end."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.vocab_size = table, table.shape[0]
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> LastLabel:
+        return LastLabel(torch.zeros(batch, dtype=torch.int64, device=device))
+
+    def score(self, state: LastLabel) -> Tensor:
+        scores = self.table[state.label].clone()
+        scores[:, 0] = 0
+        return scores
+
+    def advance(self, state: LastLabel, labels: Tensor) -> LastLabel:
+        assert bool((labels > 0).all())
+        return LastLabel(labels)
+
+    def end(self, state: LastLabel) -> Tensor:
+        return self.table[state.label, 0]
+
+    def of(self, labels: tuple[int, ...]) -> float:
+        pairs = zip((0, *labels), (*labels, 0), strict=True)
+        return float(sum(self.table[pair] for pair in pairs))
+
+
+def n_best(search: BeamSearch, encoded: Tensor, length: int) -> dict[tuple[int, ...], tuple[float, float]]:
+    state = search.initial_state(1)
+    found = search(encoded[None], torch.tensor([length]), state)
+    hypotheses = search.n_best(found.state)[0]
+    given = tuple(token.id for token in found.tokens[0])
+    labels = [given + tuple(token.id for token in h.tokens) for h in hypotheses]
+    assert len(set(labels)) == len(labels)
+    assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+    return {each: (h.log_prob, h.fused) for each, h in zip(labels, hypotheses, strict=True)}
+
+
+def bounded_paths(model: Transducer, frames: Tensor, labels: tuple[int, ...], max_symbols: int) -> float:
+    """log-probability of `labels`, summed over all paths by recursion, at most max_symbols staying labels
+    on a frame; what the last symbol consumes may reach beyond the end.
+    """
+    topology, total_frames = model.topology, len(frames)
+
+    def after(u: int) -> Tensor:
+        history = torch.tensor([labels[:u]], dtype=torch.int64).reshape(1, -1)
+        return model.predictor.whole(history)[:, -1]
+
+    def paths(t: int, u: int, said: int, held: int) -> list[Tensor]:
+        if t >= total_frames:
+            return [torch.zeros(())] if u == len(labels) else []
+        logits = model.joiner(frames[t][None, None], after(u)[:, None])[0, 0, 0]
+        symbols = logits[: len(logits) - topology.durations].log_softmax(-1)
+        lengths = logits[len(logits) - topology.durations :].log_softmax(-1)
+        results = []
+        for arc in topology.arcs:
+            score = torch.zeros(()) if arc.duration is None else lengths[arc.duration - 2]
+            if arc.kind == "blank":
+                rest = paths(t + arc.frames, u, 0, 0)
+                score = score + symbols[0]
+            elif arc.kind == "big blank":
+                rest = paths(t + arc.frames, u, 0, 0)
+                score = score + symbols[VOCAB + arc.symbol - 2]
+            elif arc.kind == "repeat":
+                if not held:
+                    continue
+                rest = paths(t + 1, u, 0, held)
+                score = score + symbols[held]
+            else:
+                if u == len(labels) or (held and labels[u] == held):
+                    continue
+                if arc.frames == 0 and said == max_symbols:
+                    continue
+                now_held = labels[u] if topology.repeats else 0
+                rest = paths(t + arc.frames, u + 1, said + 1 if arc.frames == 0 else 0, now_held)
+                score = score + symbols[labels[u]]
+            results += [score + other for other in rest]
+        return results
+
+    found = paths(0, 0, 0, 0)
+    return float(torch.stack(found).logsumexp(0)) if found else -torch.inf
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@torch.no_grad()
+def test_a_wide_beam_finds_the_sums_over_all_paths(topology: str, fused: bool) -> None:
+    model = make(topology)
+    count = 3 if topology in ("monotonic", "ctc", "tdt-taking") else 2
+    symbols = 1 if topology == "tdt" else 2
+    frames = torch.randn(count, WIDTH)
+    bigram = Bigram(torch.randn(VOCAB, VOCAB))
+    scorer = Fusion(VOCAB, [Weighted(bigram, 0.5)], reward=0.3) if fused else None
+    search = BeamSearch(model, beam=400, max_symbols=symbols, margin=1e6, scorer=scorer)
+    found = n_best(search, frames, count)
+    checked = 0
+    for size in range(4):
+        for labels in itertools.product(range(1, VOCAB), repeat=size):
+            expected = bounded_paths(model, frames, labels, symbols)
+            if expected == -torch.inf:
+                assert labels not in found
+                continue
+            log_prob, added = found[labels]
+            assert log_prob == pytest.approx(expected, abs=2e-4), labels
+            assert added == pytest.approx(0.5 * bigram.of(labels) + 0.3 * size if fused else 0, abs=1e-4)
+            checked += 1
+    assert checked > 10
+
+
+@torch.no_grad()
+def test_without_a_bound_that_bites_sums_are_what_the_loss_says() -> None:
+    model = make("rnnt")
+    frames = torch.randn(1, WIDTH)
+    found = n_best(BeamSearch(model, beam=200, max_symbols=4, margin=1e6), frames, 1)
+    for labels in [(), (1,), (3, 2), (1, 1)]:
+        targets = torch.tensor([labels], dtype=torch.int64).reshape(1, -1)
+        lengths = torch.tensor([1]), targets, torch.tensor([len(labels)])
+        loss = model.losses(frames[None], *lengths).total
+        assert found[labels][0] == pytest.approx(-float(loss), abs=1e-3)
+
+
+@pytest.mark.parametrize("topology", ["monotonic", "ctc", "tdt-taking"])
+def test_a_beam_of_one_is_greedy_where_every_symbol_takes_frames(topology: str) -> None:
+    model = make(topology, sharp=200)
+    encoded = torch.randn(1, 30, WIDTH)
+    output = EncoderOutput(encoded, torch.tensor([30]), None)
+    greedy = search_whole(GreedySearch(model, 3), output).tokens[0]
+    found = search_whole(BeamSearch(model, beam=1, max_symbols=3), output).tokens[0]
+    assert len(greedy) > 3
+    assert [token[:3] for token in found] == [token[:3] for token in greedy]
+    for a, b in zip(found, greedy, strict=True):
+        assert a.log_prob == pytest.approx(b.log_prob, abs=1e-3)
+
+
+def assert_same(found: list[Token], expected: list[Token]) -> None:
+    assert [token[:3] for token in found] == [token[:3] for token in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_any_chunking_and_any_batch_finds_the_same(topology: str) -> None:
+    model = make(topology, bias=1.0)
+    scorer = Fusion(VOCAB, [Weighted(Bigram(torch.randn(VOCAB, VOCAB)), 0.4)], reward=0.5)
+    search = BeamSearch(model, beam=3, max_symbols=3, scorer=scorer)
+    encoded, lengths = torch.randn(3, EVERY + 9, WIDTH), [EVERY + 9, 31, 12]
+    whole = search_whole(search, EncoderOutput(encoded, torch.tensor(lengths), None))
+    for b, length in enumerate(lengths):
+        alone = search_whole(search, EncoderOutput(encoded[b : b + 1], torch.tensor([length]), None))
+        assert_same(alone.tokens[0], whole.tokens[b])
+    rng = random.Random(1)
+    state, tokens, position = search.initial_state(3), [[], [], []], [0, 0, 0]
+    while any(p < n for p, n in zip(position, lengths, strict=True)):
+        new = [min(rng.choice([0, 1, 2, 17]), n - p) for p, n in zip(position, lengths, strict=True)]
+        chunk = torch.randn(3, max(new), WIDTH)
+        for b, count in enumerate(new):
+            chunk[b, :count] = encoded[b, position[b] : position[b] + count]
+            position[b] += count
+        found = search(chunk, torch.tensor(new), state)
+        state = found.state
+        tokens = [said + more for said, more in zip(tokens, found.tokens, strict=True)]
+    for b, last in enumerate(search.flush(state)):
+        assert_same(tokens[b] + last, whole.tokens[b])
+    assert search.frames(state).tolist() == lengths
+
+
+def test_hypotheses_that_never_agree_are_made_to() -> None:
+    """Labels are equally probable everywhere: nothing would ever be shared."""
+    model = make("monotonic", bias=-50.0)
+    with torch.no_grad():
+        model.joiner.output.weight.zero_()
+    search = BeamSearch(model, beam=4)
+    state, given = search.initial_state(1), 0
+    sizes = set()
+    for _ in range(20):
+        found = search(torch.randn(1, EVERY, WIDTH), torch.tensor([EVERY]), state)
+        state = found.state
+        given += len(found.tokens[0])
+        sizes.add(int(state.tails.lengths.max()))
+    assert max(sizes) <= 2 * WINDOW
+    assert given + len(search.flush(state)[0]) == 20 * EVERY
+
+
+def test_endless_emission_is_bounded_and_reported() -> None:
+    """Blank has to be paid once per frame however much is said: only a reward makes saying more pay."""
+    model = make("rnnt", bias=-20.0)
+    encoded = EncoderOutput(torch.randn(2, 6, WIDTH), torch.tensor([6, 4]), None)
+    result = search_whole(BeamSearch(model, 2, 3, scorer=Fusion(VOCAB, reward=30.0)), encoded)
+    assert [len(tokens) for tokens in result.tokens] == [18, 12]
+    assert result.truncated == [6, 4]
+    result = search_whole(BeamSearch(model, 2, 3), encoded)
+    assert result.truncated == [0, 0]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_nothing_and_next_to_nothing(topology: str) -> None:
+    model = make(topology, bias=1000.0)
+    search = BeamSearch(model, 4)
+    lengths = torch.tensor([6, 1, 0])
+    result = search_whole(search, EncoderOutput(torch.randn(3, 6, WIDTH), lengths, None))
+    assert result.tokens == [[], [], []]
+    assert result.truncated == [0, 0, 0]
+    nothing = EncoderOutput(torch.randn(0, 6, WIDTH), torch.zeros(0, dtype=torch.int64), None)
+    assert search_whole(search, nothing).tokens == []
+    empty = EncoderOutput(torch.randn(2, 0, WIDTH), torch.tensor([0, 0]), None)
+    assert search_whole(search, empty).tokens == [[], []]
+
+
+@pytest.mark.parametrize("topology", ["rnnt", "monotonic"])
+def test_what_scorers_forbid_is_not_said(topology: str) -> None:
+    model = make(topology, bias=-3.0)
+    table = torch.zeros(VOCAB, VOCAB)
+    forbidden = table.clone()
+    forbidden[:, 2] = -torch.inf
+    encoded = EncoderOutput(torch.randn(1, 25, WIDTH), torch.tensor([25]), None)
+
+    def said(table: Tensor) -> list[int]:
+        scorer = Fusion(VOCAB, [Weighted(Bigram(table))], reward=3.0)
+        tokens = search_whole(BeamSearch(model, 4, scorer=scorer), encoded).tokens[0]
+        return [token.id for token in tokens]
+
+    assert 2 in said(table)
+    assert len(said(forbidden)) > 3
+    assert 2 not in said(forbidden)
+
+
+def test_restart_forgets_labels_and_keeps_time() -> None:
+    model = make("rnnt", bias=1.0)
+    search = BeamSearch(model, 4)
+    encoded = torch.randn(1, 40, WIDTH)
+    state = search(encoded[:, :20], torch.tensor([20]), search.initial_state(1)).state
+    again = search.restart(state, [[3]])
+    assert search.frames(again).tolist() == [20]
+    assert search.flush(again) == [[]]
+    found = search(encoded[:, 20:], torch.tensor([20]), again)
+    after = found.tokens[0] + search.flush(found.state)[0]
+    fresh = search.restart(search.initial_state(1), [[3]])
+    other = search(encoded[:, 20:], torch.tensor([20]), fresh)
+    expected = other.tokens[0] + search.flush(other.state)[0]
+    assert [(t.id, t.frame - 20) for t in after] == [(t.id, t.frame) for t in expected]
+    assert len(after) > 2
