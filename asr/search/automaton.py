@@ -16,15 +16,17 @@ and a label that leads from u to w over the ends of phrases e1, e2, ... brings
 
     gain(u, label) = complete(e1) + complete(e2) + ... + potential(w) - potential(u)
 
-so that over a whole text, at the end of which the last potential is taken back, the gains add up to the boosts
-of the phrases that it holds, once for each place where one stands, whether or not another one overlaps it.
+so that over a whole text, at the end of which the last potential is taken back, the gains add up to the
+boosts of the phrases that it holds, once for each place where one stands, whether or not another one overlaps
+it.
 
-The gains from u differ from those from the root in few labels: -potential(u) for all, complete(u) more for those
-that begin with '▁' (of whole words), and whatever is different for labels that go on with a phrase. Only these
-are kept, as exceptions.
+The gains from u differ from those from the root in few labels: -potential(u) for all, complete(u) more for
+those that begin with '▁' (of whole words), and whatever is different for labels that go on with a phrase.
+Only these are kept, as exceptions.
 
 Source: Aho and Corasick 1975, "Efficient string matching". Departures: gains instead of outputs, several
-characters a step. Built level by level in numpy: the number of a node is that of the edge to it, in sorted order.
+characters a step. Built level by level in numpy: the number of a node is that of the edge to it, in sorted
+order.
 """
 
 from __future__ import annotations
@@ -85,7 +87,10 @@ def build_automaton(phrases: Sequence[Phrase], tokenizer: Tokenizer, whole_words
 
 
 class _Trie:
-    """Nodes in the order of their depth; edges are keys (node * codes + code), sorted; edge i leads to i + 1."""
+    """Strings of codes. Nodes are numbered by depth; edges are sorted keys, node * codes + code.
+
+    Edge i leads to node i + 1.
+    """
 
     def __init__(self, strings: Sequence[Sequence[int]], codes: int) -> None:
         self.codes = codes
@@ -234,7 +239,9 @@ def _read_labels(
     gain = found.gain + potential[found.at] - root_gain[found.piece]
     order = np.lexsort((label, found.origin))
     return Automaton(
-        initial=int(failure.trie.child(np.array([ROOT]), np.array([SPACE]))[0]),  # the root, if not about words
+        initial=int(
+            failure.trie.child(np.array([ROOT]), np.array([SPACE]))[0]
+        ),  # the root, if not about words
         potential=potential,
         complete=complete if whole_words else np.zeros_like(complete),
         root_next=root.at[labels.ends],
@@ -277,4 +284,6 @@ def _read(
         piece, row = labels.children(now.piece)
         now = now.rows(row)._replace(piece=piece)
     every = np.arange(labels.size)
-    return _Readings(every, np.zeros_like(every), at, gain), _Readings(*map(np.concatenate, zip(*found)))
+    return _Readings(every, np.zeros_like(every), at, gain), _Readings(
+        *map(np.concatenate, zip(*found, strict=True))
+    )

@@ -2,19 +2,21 @@
 
     total(text) = sum over phrases p of  boost(p) * (number of places where p stands in the text)
 
-natural logarithms, given little by little: each label of a phrase that is under way brings a part, so that the
-phrase survives in a beam until it is complete, and what was given is taken back by the label with which it fails
-or by the end (asr.search.automaton has the equation). A phrase within or across another one counts on its own. A
-negative boost, against phrases that are heard too often, falls due only when the phrase is complete.
+natural logarithms, given little by little: each label of a phrase that is under way brings a part, so that
+the phrase survives in a beam until it is complete, and what was given is taken back by the label with which
+it fails or by the end (asr.search.automaton has the equation). A phrase within or across another one counts
+on its own. A negative boost, against phrases that are heard too often, falls due only when the phrase is
+complete.
 
-A scorer may have several lists, each with a root of its own; the node that is a hypothesis' state says which list
-is its own. So streams of one batch can listen for different phrases (`states_for`).
+A scorer may have several lists, each with a root of its own; the node that is a hypothesis' state says which
+list is its own. So streams of one batch can listen for different phrases (`states_for`).
 
-Where nodes times labels are few, gains and next nodes are tables. Otherwise each label is looked up among the few
-that do something special at a node, and does what it does at the root if it is not there. Both give the same.
+Where nodes times labels are few, gains and next nodes are tables. Otherwise each label is looked up among the
+few that do something special at a node, and does what it does at the root if it is not there. Both give the
+same.
 
-Sources: Aleksic et al. 2015 ("Bringing contextual information to Google speech recognition"), Zhao et al. 2019
-("Shallow-fusion end-to-end contextual biasing"), Aho and Corasick 1975.
+Sources: Aleksic et al. 2015 ("Bringing contextual information to Google speech recognition"), Zhao et al.
+2019 ("Shallow-fusion end-to-end contextual biasing"), Aho and Corasick 1975.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Lookup:
-    """What labels do at the root of their list, and what is different at some nodes (asr.search.automaton)."""
+    """What labels do at the root of their list, and what is different at some nodes: asr.search.automaton."""
 
     potential: Tensor
     """(K,) float32"""

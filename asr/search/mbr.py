@@ -4,13 +4,13 @@
     risk(h)   = sum over g of the list  p(g) * edit distance in words (h, g)
     decision  = argmin risk(h)
 
-The most probable sentence is the best guess at whole sentences; word errors are fewer where a hypothesis agrees
-in its words with many others. The scale flattens posteriors, which a beam search makes too sharp: 0 counts all
-alike, and a large one returns the most probable hypothesis. No lattice is needed.
+The most probable sentence is the best guess at whole sentences; word errors are fewer where a hypothesis
+agrees in its words with many others. The scale flattens posteriors, which a beam search makes too sharp: 0
+counts all alike, and a large one returns the most probable hypothesis. No lattice is needed.
 
-Sources: Stolcke, Koenig and Weintraub 1997 ("Explicit word error minimization in N-best list rescoring"), Kumar
-and Byrne 2004 ("Minimum Bayes-risk decoding for statistical machine translation"). Departure: hypotheses with the
-same words are one, with the sum of their probabilities.
+Sources: Stolcke, Koenig and Weintraub 1997 ("Explicit word error minimization in N-best list rescoring"),
+Kumar and Byrne 2004 ("Minimum Bayes-risk decoding for statistical machine translation"). Departure:
+hypotheses with the same words are one, with the sum of their probabilities.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ def read_hotwords(
                 f"{before.place}; keep one of the lines"
             )
         if len(found) > MAX_PHRASES:
-            raise HotwordsError(f"{place}: expected at most {MAX_PHRASES} phrases, found more; split the list")
+            raise HotwordsError(
+                f"{place}: expected at most {MAX_PHRASES} phrases, found more; split the list"
+            )
     if not found:
         raise HotwordsError(f"{path}: expected one phrase a line, found none")
     return tuple(found.values())
@@ -110,7 +112,7 @@ def _text(normalized: str, written: str, place: str) -> str:
         raise HotwordsError(f"{place}: expected a phrase, found {written.strip()[:MAX_CHARACTERS]!r}")
     if len(text) > MAX_CHARACTERS:
         raise HotwordsError(
-            f"{place}: expected a phrase of at most {MAX_CHARACTERS} characters, found {len(text)}; shorten it"
+            f"{place}: expected a phrase of at most {MAX_CHARACTERS} characters, found {len(text)}"
         )
     return text
 

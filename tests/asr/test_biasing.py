@@ -117,7 +117,14 @@ def characters(text: str) -> tuple[Tokenizer, list[int]]:
 
 
 def test_a_phrase_is_not_rewarded_inside_a_word_and_keeps_its_reward_at_the_end_of_one() -> None:
-    for text, total in {"party": 0.0, "art": 3.0, "my art": 3.0, "art is": 3.0, "smart": 0.0, "arts": 0.0}.items():
+    for text, total in {
+        "party": 0.0,
+        "art": 3.0,
+        "my art": 3.0,
+        "art is": 3.0,
+        "smart": 0.0,
+        "arts": 0.0,
+    }.items():
         tokenizer, labels = characters(text)
         assert sum(gains(PhraseBiasing(tokenizer, [[Phrase("art", 3.0)]]), labels)) == total, text
 

@@ -19,7 +19,9 @@ def write(directory: Path, content: str | bytes) -> Path:
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path, "\ufeff# people\r\nkathleen\r\n\n  new   delhi \t6.5\ncafe\u0301\t-1\n # end\nkathleen")
+    path = write(
+        tmp_path, "\ufeff# people\r\nkathleen\r\n\n  new   delhi \t6.5\ncafe\u0301\t-1\n # end\nkathleen"
+    )
     assert read_hotwords(path) == (
         Phrase("kathleen", DEFAULT_BOOST, f"{path}:2"),
         Phrase("new delhi", 6.5, f"{path}:4"),
