@@ -28,7 +28,7 @@ from asr.errors import ConfigError
 class MinimumRisk(NamedTuple):
     """The decision, and what it was made from, by hypothesis in the order of the list."""
 
-    index: int
+    chosen: int
     """The hypothesis of least risk; the first of several."""
     risks: tuple[float, ...]
     """Expected word errors."""

@@ -141,11 +141,11 @@ def test_partial_matches_are_rewarded_and_the_reward_is_taken_back() -> None:
 
 def test_of_two_phrases_under_way_the_better_reward_is_given() -> None:
     tokenizer, labels = characters("new york")
-    phrases = [Phrase("new york", 8.0), Phrase("york city", 18.0)]
+    phrases = [Phrase("new york", 8.0), Phrase("york city", 27.0)]
     added = gains(PhraseBiasing(tokenizer, [phrases]), labels)
-    # "york" is 8 of 8 characters of the one, and 4 of 9 of the other: 8 nats either way.
-    assert added == [1.0] * 8 + [0.0]
-    assert sum(gains(PhraseBiasing(tokenizer, [phrases]), characters("new york city")[1])) == 26.0
+    # "york" is all of the one, for 8 nats, and 4 of 9 characters of the other, for 12.
+    assert added == [1.0] * 6 + [3.0, 3.0, -4.0]
+    assert sum(gains(PhraseBiasing(tokenizer, [phrases]), characters("new york city")[1])) == 35.0
 
 
 def test_negative_boosts_fall_due_when_the_phrase_is_complete() -> None:

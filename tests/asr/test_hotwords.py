@@ -65,7 +65,7 @@ def test_lines_that_cannot_be_used(tmp_path: Path, content: str | bytes, message
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "a\nb\nc\n")
     monkeypatch.setattr(hotwords, "MAX_PHRASES", 2)
-    with pytest.raises(HotwordsError, match="names.txt:3: expected at most 2 phrases"):
+    with pytest.raises(HotwordsError, match=r"names.txt:3: expected at most 2 phrases"):
         read_hotwords(path)
     monkeypatch.setattr(hotwords, "MAX_FILE_BYTES", 5)
     with pytest.raises(HotwordsError, match="expected at most 5 bytes"):
@@ -90,5 +90,5 @@ def test_phrases_that_the_model_cannot_write(kind: str, unk: bool) -> None:
     missing = "'cot'" if kind == "word" else "'o'"
     with pytest.raises(TokenError, match=f"f:7: the model cannot write 'a cot': .*{missing}; correct"):
         check_spelling([Phrase("cat"), Phrase("a cot", 1.0, "f:7")], tokenizer)
-    with pytest.raises(TokenError, match="^the model cannot write 'The Hat': .*lower case: write 'the hat'"):
+    with pytest.raises(TokenError, match=r"^the model cannot write 'The Hat': .*lower case: write 'the hat'"):
         check_spelling([Phrase("The Hat")], tokenizer)

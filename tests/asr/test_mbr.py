@@ -33,25 +33,25 @@ def test_risks_are_expected_word_errors() -> None:
         found = minimum_bayes_risk(hypotheses, scores, scale)
         assert found.risks == pytest.approx(expected, abs=1e-9)
         assert found.posteriors == pytest.approx([w / sum(weights) for w in weights])
-        assert expected[found.index] == pytest.approx(min(expected), abs=1e-9)
+        assert expected[found.chosen] == pytest.approx(min(expected), abs=1e-9)
 
 
 def test_words_that_many_hypotheses_share_win_over_the_most_probable_sentence() -> None:
     hypotheses = [["x", "y"], ["a", "b"], ["a", "c"], ["a", "b", "d"]]
     scores = [math.log(p) for p in (0.31, 0.23, 0.23, 0.23)]
-    assert minimum_bayes_risk(hypotheses, scores).index == 1
-    assert minimum_bayes_risk(hypotheses, scores, scale=50).index == 0
+    assert minimum_bayes_risk(hypotheses, scores).chosen == 1
+    assert minimum_bayes_risk(hypotheses, scores, scale=50).chosen == 0
 
 
 def test_words_are_compared_whole_and_not_by_their_letters() -> None:
     found = minimum_bayes_risk([["seven"], ["eleven"]], [0.0, 0.0])
     assert found.risks == (0.5, 0.5)
-    assert found.index == 0
+    assert found.chosen == 0
 
 
 def test_impossible_and_equal_hypotheses() -> None:
     found = minimum_bayes_risk([["a"], ["b"], ["b"]], [math.log(0.4), math.log(0.3), math.log(0.3)])
-    assert found.index == 1
+    assert found.chosen == 1
     assert found.risks == pytest.approx((0.6, 0.4, 0.4))
     assert minimum_bayes_risk([["a"], ["b"]], [-math.inf, -1000.0]).posteriors == (0.0, 1.0)
     assert minimum_bayes_risk([["a"], []], [-math.inf, -math.inf]).posteriors == (0.5, 0.5)
