@@ -70,31 +70,38 @@ def validate(values: dict[str, Any], kind: type[C], source: str) -> C:
         raise _invalid(error, source, kind.__name__) from error
 
 
-def override(config: C, assignments: Sequence[str]) -> C:
-    """Apply dotted overrides such as `optimizer.lr=1e-3`; values are read as YAML scalars or lists."""
+def override(config: C, assignments: Sequence[str], option: str = "--set") -> C:
+    """Apply dotted overrides such as `optimizer.lr=1e-3`; values are read as YAML scalars or lists.
+
+    Raises ConfigError, which names the command line's `option`.
+    """
     values = config.model_dump(mode="json")
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment}: expected key=value, for example optimizer.lr=1e-3")
+            raise ConfigError(f"{option} {assignment}: expected key=value, for example optimizer.lr=1e-3")
         *parents, last = key.strip().split(".")
         node = values
         for parent in parents:
             child = node.get(parent) if isinstance(node, dict) else None
             if isinstance(child, list):
                 whole = f"{key[: key.index(parent)]}{parent}=[...]"
-                raise ConfigError(f"--set {assignment}: {parent!r} is a list, set all of it: --set {whole}")
+                raise ConfigError(
+                    f"{option} {assignment}: {parent!r} is a list, set all of it: {option} {whole}"
+                )
             if not isinstance(child, dict):
-                raise ConfigError(f"--set {assignment}: there is no section {parent!r} in this configuration")
+                raise ConfigError(
+                    f"{option} {assignment}: there is no section {parent!r} in this configuration"
+                )
             node = child
         try:
             value = _scalar(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: cannot read the value: {_one_line(error)}") from error
+            raise ConfigError(f"{option} {assignment}: cannot read the value: {_one_line(error)}") from error
         if last == "kind" and node.get("kind", value) != value:
             node.clear()  # another kind has other settings: begin with its defaults
         node[last] = value
-    return validate(values, type(config), source="--set")
+    return validate(values, type(config), source=option)
 
 
 def load_recipe(reference: str, kind: type[C]) -> C:

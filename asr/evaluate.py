@@ -50,11 +50,16 @@ class Options(NamedTuple):
     latency: Latency | None = None
     """When the network answers, for those trained for several latencies."""
     head: Literal["transducer", "ctc"] | None = None
+    search: tuple[str, ...] = ()
+    """Settings of the search, see `asr.recognizer.load`."""
 
     @property
     def suffix(self) -> str:
         """What results of these options are called, behind the name of the data."""
         parts: list[str] = [self.head] if self.head else []
+        # Of a setting its last name and, of a file, its name: fusion.lm=/tmp/en.arpa is lm=en.arpa.
+        settings = [setting.partition("=") for setting in self.search]
+        parts += [f"{key.split('.')[-1]}={value.split('/')[-1]}" for key, _, value in settings]
         if self.latency is not None:
             seconds = [length_s for length_s in self.latency if length_s is not None]
             parts += [f"{1000 * length_s:g}ms" for length_s in seconds] or ["full"]
@@ -106,7 +111,9 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     normalizer(options.normalization)  # a misspelt name must not be found out after an hour of decoding
     if options.threads:
         torch.set_num_threads(options.threads)
-    recognizer = load(exp, options.device, latency=options.latency, head=options.head)
+    recognizer = load(
+        exp, options.device, latency=options.latency, head=options.head, settings=options.search
+    )
     manifest, name = find_manifest(exp, data)
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
     recordings = _read(manifest)

@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,11 @@ class _Watch:
 
 
 def word_appearances(updates: Sequence[Update]) -> list[float]:
-    """Audio time in seconds at which each word of a finished stream of one utterance was first shown whole.
+    """Audio time in seconds from which on each word of a finished stream of one utterance was shown whole.
 
     Only the ends of tokens are compared: over hours, making the text of every update would take too long.
+    What is thought again later counts from then on.
     """
     shown = [(u.event.last_end_s, u.heard_s) for u in updates if u.event.last_end_s is not None]
-    ends_s = [end_s for end_s, _ in shown]
+    ends_s = list(accumulate(reversed([end_s for end_s, _ in shown]), min))[::-1]
     return [shown[bisect_left(ends_s, word.end_s)][1] for word in updates[-1].transcript.words]

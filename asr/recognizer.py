@@ -25,14 +25,16 @@ import torch
 from torch import Tensor
 
 from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
+from asr.config import override
 from asr.encoders import EncoderOutput, Latency
 from asr.endpoint import EndpointConfig
 from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
+from asr.lms import Scorer
 from asr.model_directory import LoadedModel, load_model
 from asr.pretrained import pretrained
-from asr.search import SearchConfig, SearchResult, Token, build_search, search_whole
+from asr.search import SearchConfig, SearchResult, Token, build_scorer, build_search, search_whole
 from asr.session import Event, Session
 from asr.transcript import TimedToken, Transcript, Word, make_transcript
 from asr.vad import VoiceActivity
@@ -92,35 +94,53 @@ def load(
     *,
     latency: Latency | None = None,
     head: Literal["transducer", "ctc"] | None = None,
+    settings: Sequence[str] = (),
 ) -> Recognizer:
     """Read a model directory, optionally with other search settings, latency or head than it was saved with.
 
-    None is the English model that comes with the package. Raises ModelError naming the file, ConfigError for
-    a latency or head that the network does not have.
+    None is the English model that comes with the package. `settings` change single settings of the search, as
+    in `method=beam`, `fusion.lm=english.arpa`. Raises ModelError naming the file, ConfigError for a latency,
+    head or setting that the network does not have.
     """
-    model = load_model(pretrained() if directory is None else directory, device)
+    directory = Path(pretrained() if directory is None else directory)
+    model = load_model(directory, device)
+    search = override(search or model.config.search, settings, "--search")
     if head is not None:
-        search = (search or model.config.search).model_copy(update={"head": head})
-    recognizer = Recognizer(model, search)
+        search = search.model_copy(update={"head": head})
+    recognizer = Recognizer(model, _found(search, directory))
     return recognizer if latency is None else recognizer.with_latency(latency)
+
+
+def _found(search: SearchConfig, directory: Path) -> SearchConfig:
+    """A model's own language model lies beside it."""
+    lm = search.fusion.lm
+    if lm is None or not (directory / lm).is_file():
+        return search
+    fusion = search.fusion.model_copy(update={"lm": str(directory / lm)})
+    return search.model_copy(update={"fusion": fusion})
 
 
 class Recognizer:
     """A loaded model with its features, search and tokenizer. Thread-compatible; streams are independent."""
 
-    def __init__(self, model: LoadedModel, search: SearchConfig | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, search: SearchConfig | None = None, scorer: Scorer | None = None
+    ) -> None:
+        """`scorer` takes part in the search in place of what search.fusion says."""
         self.config, self.network, self.tokenizer = model
         self.device = next(self.network.parameters()).device
         # Dither is for training: the same recording must give the same words.
         self.fbank = Fbank(self.config.features.model_copy(update={"dither": 0.0})).to(self.device)
         self._search_config = search or self.config.search
-        self.search = build_search(self._search_config, self.network)
+        self._scorer = scorer or build_scorer(self._search_config.fusion, self.network, self.tokenizer)
+        self.search = build_search(self._search_config, self.network, self._scorer)
 
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
         encoder = self.network.encoder.with_latency(latency)
         network = self.network.with_encoder(encoder)
-        return Recognizer(LoadedModel(self.config, network, self.tokenizer), self._search_config)
+        model = LoadedModel(self.config, network, self.tokenizer)
+        return Recognizer(model, self._search_config, self._scorer)
 
     @property
     def sample_rate(self) -> int:
@@ -186,6 +206,26 @@ class Recognizer:
         lengths = torch.tensor([len(samples)], device=self.device)
         found = self.fbank(torch.from_numpy(samples)[None].to(self.device), lengths).features[0]
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
+
+    @torch.inference_mode()
+    def encode(self, samples: npt.NDArray[Any], name: str = "array") -> Tensor:
+        """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
+
+        Long recordings go through a streaming model in blocks. Raises AudioError, which names the recording,
+        for samples that are not finite and for one that is too long to be heard whole by a model that has to.
+        """
+        heard = torch.from_numpy(as_float(samples, name))[None].to(self.device)
+        duration_s = heard.shape[1] / self.sample_rate
+        if not (self.streaming and duration_s > WHOLE_S):
+            self._check_whole(duration_s, name)
+            lengths = torch.tensor([heard.shape[1]], device=self.device)
+            return _valid(self.network.encode(*self.fbank(heard, lengths)[:2]))
+        encoder, parts = self.network.encoder.initial_state(1, self.device), list[Tensor]()
+        for features, lengths in self._features_in_blocks(heard):
+            encoded = self.network.encode(features, lengths, encoder)
+            encoder = encoded.state
+            parts.append(_valid(encoded))
+        return torch.cat([*parts, _valid(self.network.encoder.flush(encoder))])
 
     def stream(
         self,
@@ -263,6 +303,19 @@ class Recognizer:
         tokens = [[token for part in parts for token in part.tokens[i]] for i in range(len(samples))]
         return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(samples))])
 
+    def _features_in_blocks(self, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (1, T, M) and how many of them are valid, of samples (1, N)."""
+        state, size = self.fbank.initial_state(1, self.device), seconds_to_samples(BLOCK_S, self.sample_rate)
+        for start in range(0, samples.shape[1], size):
+            block = samples[:, start : start + size]
+            features, lengths, state = self.fbank(
+                block, torch.tensor([block.shape[1]], device=self.device), state
+            )
+            yield features, lengths
+        features, lengths, _ = self.fbank.flush(state)
+        if features.shape[1]:
+            yield features, lengths
+
     def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
         """A file, or an array at `sample_rate`, in blocks at the model's rate."""
         if isinstance(source, str | Path):
@@ -282,3 +335,8 @@ class Recognizer:
                 f"{name}: expected at most {longest_s:.0f} s to transcribe in one piece{others}, found "
                 f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
             )
+
+
+def _valid(encoded: EncoderOutput) -> Tensor:
+    """(T', E) what is valid of the only signal in a batch."""
+    return encoded.y[0, : int(encoded.y_lengths[0])]

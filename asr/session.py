@@ -88,7 +88,9 @@ class Session:
         self._first_due = recognizer.fbank.samples_for(encoder.chunk_frames + encoder.lookahead_frames)
         self._step = encoder.chunk_frames * recognizer.fbank.config.shift
         self._frame_s = 1.0 / encoder.frame_rate
-        self._utterance = 0
+        self._utterance, self._truncated = 0, 0
+        self._tokens: list[Token] = []
+        self._pending: list[Token] = []
         self._begin(0)
 
     @property
@@ -121,6 +123,7 @@ class Session:
         self._tokens += result.tokens[0]
         self._truncated += result.truncated[0]
         self._state = None
+        self._pending = []
         return [*events, self._event("final")]
 
     def transcript(self) -> Transcript:
@@ -134,6 +137,7 @@ class Session:
     def _begin(self, frame: int, tokens: Sequence[Token] = ()) -> None:
         """A new utterance, from this encoder frame on, of which these tokens are known."""
         self._tokens = list(tokens)
+        self._pending = []
         self._truncated, self._first_frame = 0, frame
 
     @property
@@ -171,7 +175,9 @@ class Session:
         self._state = step.state
         self._tokens += step.tokens[0]
         self._truncated += step.truncated[0]
-        events = [self._event("partial")] if step.tokens[0] else []
+        shown, self._pending = self._pending, self._recognizer.search.pending(step.state.search)[0]
+        news = _labels([*step.tokens[0], *self._pending]) != _labels(shown)
+        events = [self._event("partial")] if news else []
         return events + self._ended()
 
     def _ended(self) -> list[Event]:
@@ -184,7 +190,13 @@ class Session:
         said = [*self._tokens, *going_on]
         length_s = (frame - (said[0].frame if said else self._first_frame)) * self._frame_s
         rule = self._endpoint.rule(length_s, self._silence_s(said, frame))
-        if rule is None or (rule != "nothing" and not self._tokens):
+        if rule is None:
+            return []
+        settled = search.settle(self._state.search)
+        self._tokens, self._pending = self._tokens + settled.tokens[0], []
+        self._state = replace(self._state, search=settled.state)
+        going_on = search.flush(settled.state)[0]
+        if rule != "nothing" and not self._tokens:
             return []
         whole = len(self._tokens) if rule == "silence" else self._complete(frame, bool(going_on))
         rest, self._tokens = self._tokens[whole:], self._tokens[:whole]
@@ -213,14 +225,18 @@ class Session:
 
     def _event(self, kind: Literal["partial", "final"], rule: Rule | None = None) -> Event:
         """The utterance as it is. Over hours, making the text at every step would cost more than hearing."""
-        tokens, count, truncated = self._tokens, len(self._tokens), self._truncated
+        tokens, count, pending, truncated = self._tokens, len(self._tokens), self._pending, self._truncated
         duration_s = samples_to_seconds(self._heard, self._recognizer.sample_rate)
 
         def make() -> Transcript:
-            return make_transcript(
-                tokens[:count], self._recognizer.tokenizer, self._frame_s, duration_s, truncated
-            )
+            shown = [*tokens[:count], *pending]
+            return make_transcript(shown, self._recognizer.tokenizer, self._frame_s, duration_s, truncated)
 
-        first_end_s = tokens[0].end_frame * self._frame_s if tokens else None
-        last_end_s = tokens[-1].end_frame * self._frame_s if tokens else None
+        first, last = (tokens or pending)[:1], (pending or tokens)[-1:]
+        first_end_s = first[0].end_frame * self._frame_s if first else None
+        last_end_s = last[0].end_frame * self._frame_s if last else None
         return Event(kind, make, self._utterance, rule, first_end_s, last_end_s)
+
+
+def _labels(tokens: Sequence[Token]) -> list[int]:
+    return [token.id for token in tokens]

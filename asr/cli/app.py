@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from asr import __version__
-from asr.cli import data, decode, export, finetune, info, parity, score, stream, train, transcribe
+from asr.cli import align, data, decode, export, finetune, info, lm, parity, score, stream, train, transcribe
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.add_typer(lm.app, name="lm")
+app.command("align")(align.align)
 app.command("train")(train.train)
 app.command("finetune")(finetune.finetune)
 app.command("decode")(decode.decode)

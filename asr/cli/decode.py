@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from asr.cli.options import CHUNK_MS, ChunkOption, HeadOption, LatencyOption, parse_latency
+from asr.cli.options import (
+    CHUNK_MS,
+    BeamOption,
+    ChunkOption,
+    HeadOption,
+    LatencyOption,
+    LmOption,
+    SearchOption,
+    parse_latency,
+    search_settings,
+)
 
 
 def decode(
@@ -26,6 +36,9 @@ def decode(
     batch_s: Annotated[float, typer.Option(min=1, help="Padded seconds of audio per batch.")] = 200.0,
     latency: LatencyOption = None,
     head: HeadOption = None,
+    beam: BeamOption = None,
+    lm: LmOption = None,
+    search: SearchOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -36,7 +49,10 @@ def decode(
     if chunk_ms and not live:
         raise ConfigError("--chunk-ms is for live audio: add --stream")
     live_chunk_s = (chunk_ms or CHUNK_MS) / 1000 if live else None
-    options = Options(normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head)
+    settings = tuple(search_settings(beam, lm, search))
+    options = Options(
+        normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head, settings
+    )
     result = evaluate(exp, data, out, options)
     for line in result.lines:
         print(line)

@@ -1,10 +1,11 @@
-"""Transcripts as text: txt, json, srt, vtt, ctm. Pure functions from a transcript to a string.
+"""Transcripts as text: txt, json, srt, vtt, ctm, textgrid. Pure functions from a transcript to a string.
 
 txt     the text, one line
 json    one object: id, text, duration_s, words with start_s, end_s (ms precision) and confidence
 srt     SubRip cues, `00:00:01,500 --> 00:00:02,750`
 vtt     WebVTT cues (W3C), `00:00:01.500 --> 00:00:02.750`, with & < > escaped
 ctm     NIST time-marked words, `id channel start duration word confidence`, 10 ms precision
+textgrid  a tier of words for Praat (asr.cli.textgrid)
 
 A cue holds at most two lines of 42 characters and 7 seconds, and ends at a pause of a second or more: common
 subtitle practice (BBC and Netflix guides). Times are rounded once, to the unit shown, before they are split
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from asr.cli.textgrid import Interval, textgrid
 from asr.errors import ConfigError
 
 LINE_CHARACTERS = 42
@@ -124,6 +126,12 @@ def render_ctm(transcript: TranscriptLike, recording: str) -> str:
     return "".join(lines)
 
 
+def render_textgrid(transcript: TranscriptLike, recording: str) -> str:
+    """Return a Praat TextGrid with one tier, the words."""
+    words = [Interval(word.start_s, word.end_s, word.text) for word in transcript.words]
+    return textgrid(transcript.duration_s, {"words": words})
+
+
 def cues(words: Sequence[WordLike]) -> list[Cue]:
     """Group words into subtitles in order of time, none overlapping the next."""
     groups: list[list[WordLike]] = []
@@ -181,6 +189,13 @@ def _escape(line: str) -> str:
 
 
 FORMATS: Mapping[str, Callable[[TranscriptLike, str], str]] = MappingProxyType(
-    {"txt": render_txt, "json": render_json, "srt": render_srt, "vtt": render_vtt, "ctm": render_ctm}
+    {
+        "txt": render_txt,
+        "json": render_json,
+        "srt": render_srt,
+        "vtt": render_vtt,
+        "ctm": render_ctm,
+        "textgrid": render_textgrid,
+    }
 )
 """The formats by name; each takes a transcript and the id of its recording."""

@@ -31,6 +31,16 @@ ChunkOption = Annotated[
 HeadOption = Annotated[
     Literal["transducer", "ctc"] | None, typer.Option("--head", help="Which head decodes, if there are two.")
 ]
+BeamOption = Annotated[
+    int | None, typer.Option("--beam", min=1, max=64, help="Beam search with so many hypotheses.")
+]
+LmOption = Annotated[
+    Path | None, typer.Option("--lm", help="N-gram language model that takes part (ARPA); with --beam.")
+]
+SearchOption = Annotated[
+    list[str] | None,
+    typer.Option("--search", help="Setting of the search, e.g. fusion.lm_weight=0.4; repeatable."),
+]
 SilenceOption = Annotated[
     float | None, typer.Option("--silence", help="Seconds of silence that end an utterance; 0: never.")
 ]
@@ -46,6 +56,12 @@ VadOption = Annotated[
 StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
 ]
+
+
+def search_settings(beam: int | None, lm: Path | None, search: list[str] | None) -> list[str]:
+    """What these options change in the settings of the search; --search has the last word."""
+    settings = ["method=beam", f"beam={beam}"] if beam else []
+    return [*settings, *([f"fusion.lm={lm}"] if lm else []), *(search or [])]
 
 
 def endpoint_of(

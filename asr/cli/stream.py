@@ -30,6 +30,9 @@ def stream(
     block_ms: Annotated[float, typer.Option(min=5, max=2000, help="Audio per block.")] = 50.0,
     latency: options.LatencyOption = None,
     head: options.HeadOption = None,
+    beam: options.BeamOption = None,
+    lm: options.LmOption = None,
+    search: options.SearchOption = None,
     silence: options.SilenceOption = 0.8,
     max_length: options.MaxLengthOption = 20.0,
     nothing: options.NothingOption = 5.0,
@@ -58,7 +61,8 @@ def stream(
 
     if threads:
         torch.set_num_threads(threads)
-    recognizer = load(model, latency=options.parse_latency(latency), head=head)
+    settings = options.search_settings(beam, lm, search)
+    recognizer = load(model, latency=options.parse_latency(latency), head=head, settings=settings)
     recognizer.network.encoder.require_streaming()
     voice, block_s = options.voice_of(vad, recognizer.sample_rate), block_ms / 1000
     source = microphone(rate, block_s, device) if mic else nullcontext(_pipe(rate, block_s))

@@ -23,7 +23,7 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3.")],
     model: options.ModelOption = None,
     format: Annotated[
-        Literal["txt", "json", "srt", "vtt", "ctm"], typer.Option(help="Output format.")
+        Literal["txt", "json", "srt", "vtt", "ctm", "textgrid"], typer.Option(help="Output format.")
     ] = "txt",
     live: Annotated[
         bool, typer.Option("--stream", help="Feed as live audio and show partial results.")
@@ -42,6 +42,9 @@ def transcribe(
     stats: options.StatsOption = False,
     latency: options.LatencyOption = None,
     head: options.HeadOption = None,
+    beam: options.BeamOption = None,
+    lm: options.LmOption = None,
+    search: options.SearchOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -62,7 +65,8 @@ def transcribe(
         import torch
 
         torch.set_num_threads(threads)
-    recognizer = load(model, device, latency=options.parse_latency(latency), head=head)
+    settings = options.search_settings(beam, lm, search)
+    recognizer = load(model, device, latency=options.parse_latency(latency), head=head, settings=settings)
     if live:
         recognizer.network.encoder.require_streaming()
     feed = partial(
@@ -94,7 +98,7 @@ def _check_one(files: list[Path], format_name: str, picture: Path | None) -> Non
     """Raise ConfigError for several files where only one makes sense."""
     from asr.errors import ConfigError
 
-    if len(files) > 1 and (picture or format_name in {"srt", "vtt"}):
+    if len(files) > 1 and (picture or format_name in {"srt", "vtt", "textgrid"}):
         option = "--picture" if picture else f"--format {format_name}"
         raise ConfigError(f"{option} is about one recording, found {len(files)} files; give them one by one")
 

@@ -31,9 +31,9 @@ from asr.data.manifests import (
     parse_item,
     read_cuts,
     read_json_lines,
-    read_lines,
 )
 from asr.errors import AudioError, ManifestError
+from asr.text.lines import read_lines
 
 Kind = Literal["auto", "lhotse", "kaldi", "nemo", "ljspeech", "pairs"]
 AUDIO_SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")

@@ -15,11 +15,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -28,9 +27,8 @@ from lhotse.serialization import deserialize_item
 from asr.audio import probe
 from asr.config import Config, load_config, replacing, save_config
 from asr.errors import ManifestError
+from asr.text.lines import read_lines
 
-MAX_LINE_BYTES = 4 * 2**20
-"""One cut with hundreds of aligned words takes some 100 kB; a longer line is not a manifest."""
 MAX_CUT_S = 4 * 3600.0
 """A cut is read into memory as a whole; four hours at 48 kHz are 2.8 GB."""
 MAX_SAMPLE_RATE = 768_000
@@ -173,30 +171,6 @@ def make_cut(
     )
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without their ends, of a UTF-8 text file, gzipped if it ends in .gz."""
-    if not path.is_file():
-        raise ManifestError(f"{path}: expected a file, found nothing there (or not a regular file)")
-    number = 0
-    try:
-        with _open(path) as stream:
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise ManifestError(f"{path}:{number}: expected at most {MAX_LINE_BYTES} bytes in a line")
-                yield number, line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{path}:{number}: expected UTF-8 text, found byte {error.start} that is not"
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ManifestError(
-            f"{path}: damaged gzip file after line {number}; write or fetch it again"
-        ) from error
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered JSON objects of a .jsonl or .jsonl.gz file; blank lines are skipped."""
     for number, line in read_lines(path):
@@ -308,10 +282,6 @@ def _kind(item: dict[str, Any]) -> str:
         if key in item:
             return kind
     return f"an object with {', '.join(list(item)[:4]) or 'nothing in it'}"
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _write_lines(cuts: Iterable[Any], stream: Any) -> None:

@@ -36,12 +36,12 @@ from asr.audio import Samples, decode_audio
 from asr.config import Config, load_config
 from asr.data.manifests import (
     MAX_CUT_S,
-    MAX_LINE_BYTES,
     check_cut,
     parse_item,
     read_json_lines,
 )
 from asr.errors import AudioError, ManifestError
+from asr.text.lines import MAX_LINE_BYTES
 
 SUFFIX = ".shar"
 SHARDS, INDEX, WORDS, CARD = "shards", "index.bin", "words.bin", "shards.yaml"

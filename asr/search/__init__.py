@@ -8,10 +8,12 @@ from pydantic import Field
 
 from asr.config import Config
 from asr.errors import ConfigError
+from asr.lms import Scorer
 from asr.search.beam import BeamSearch
 from asr.search.ctc import CtcGreedySearch
 from asr.search.greedy import GreedySearch
-from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Token
+from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Settled, Token
+from asr.search.scorers import FusionConfig, build_scorer
 from asr.search.whole import SearchResult, search_whole
 from asr.transducer import Transducer
 
@@ -19,34 +21,55 @@ from asr.transducer import Transducer
 class SearchConfig(Config):
     """How hypotheses are found."""
 
+    method: Literal["greedy", "beam"] = "greedy"
+    """greedy: the best symbol at every step. beam: several hypotheses, which scorers can take part in."""
+    beam: int = Field(4, ge=1, le=64)
+    """Hypotheses per stream (beam)."""
+    margin: float = Field(10.0, gt=0)
+    """Hypotheses this far (nats) below the best are given up (beam)."""
+
     head: Literal["auto", "transducer", "ctc"] = "auto"
     """Which head decodes; `auto` takes the transducer if the model has one."""
     max_symbols: int = Field(8, ge=1)
     """Most labels per encoder frame (transducer)."""
+    fusion: FusionConfig = FusionConfig()
+    """What takes part beside the recogniser (beam). Validation in training goes without."""
 
 
-def build_search(config: SearchConfig, model: Transducer) -> Search:
-    """The search that `config` describes; raises ConfigError if the model lacks the head."""
+def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None = None) -> Search:
+    """The search that `config` describes; raises ConfigError if the model lacks the head.
+
+    `scorer` adds to the scores of hypotheses (asr.search.fusion), which needs several of them: method beam.
+    """
+    if scorer is not None and config.method == "greedy":
+        raise ConfigError("search.method=greedy: expected beam with a language model; use search.method=beam")
     head = config.head if config.head != "auto" else ("transducer" if model.has_transducer else "ctc")
     if head == "transducer":
         if not model.has_transducer:
             raise ConfigError("search.head=transducer: this model has only a CTC head; use search.head=ctc")
+        if config.method == "beam":
+            return BeamSearch(model, config.beam, config.max_symbols, config.margin, scorer)
         return GreedySearch(model, config.max_symbols)
     if model.ctc is None:
         raise ConfigError("search.head=ctc: this model has no CTC head; use search.head=transducer")
+    if config.method == "beam":
+        raise ConfigError("search.method=beam: expected head transducer, found ctc; use search.method=greedy")
     return CtcGreedySearch(model)
 
 
 __all__ = [
     "BeamSearch",
     "CtcGreedySearch",
+    "FusionConfig",
     "GreedySearch",
     "Hypothesis",
     "Search",
     "SearchConfig",
     "SearchOutput",
     "SearchResult",
+    "Settled",
     "Token",
+    "build_scorer",
     "build_search",
     "search_whole",
 ]

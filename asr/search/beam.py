@@ -25,7 +25,7 @@ from asr.lms.base import Scorer
 from asr.search.arena import HASH_BASE, NOTHING, Active, Arena, Rows, Waiting, best
 from asr.search.fusion import Fusion
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
-from asr.search.hypothesis import Hypothesis, SearchOutput, Token
+from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token
 from asr.search.moves import Moves, MoveTable
 from asr.transducer import Transducer
 
@@ -145,6 +145,24 @@ class BeamSearch:
         """What the best hypothesis has said beyond what was given out, so far."""
         best = state.beam.total.argmax(dim=1).tolist()
         return [row[k] for row, k in zip(unpack(state.tails), best, strict=True)]
+
+    @torch.inference_mode()
+    def settle(self, state: BeamState) -> Settled:
+        """The best hypothesis of each stream, if it ends here, is left alone, and its tokens are final."""
+        batch, width = state.beam.log_prob.shape
+        end = self.scorer.end(_flatten(state.rows).scorer).view(batch, width)
+        best = (state.beam.total + end).argmax(dim=1)
+        tokens = [row[k] for row, k in zip(unpack(state.tails), best.tolist(), strict=True)]
+        chosen = (torch.arange(batch, device=best.device) * width + best).repeat_interleave(width)
+
+        def best_of(x: Tensor) -> Tensor:
+            return x.flatten(0, 1).index_select(0, chosen).view(batch, width, *x.shape[2:])
+
+        beam, rows = states.map_tensors(best_of, state.beam), states.map_tensors(best_of, state.rows)
+        log_prob = beam.log_prob.clone()
+        log_prob[:, 1:] = NOTHING
+        tails = replace(state.tails, lengths=torch.zeros_like(state.tails.lengths))
+        return Settled(tokens, BeamState(replace(beam, log_prob=log_prob), rows, tails, state.frame))
 
     @torch.inference_mode()
     def restart(self, state: BeamState, said: Sequence[Sequence[int]]) -> BeamState:

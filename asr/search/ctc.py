@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asr.search.hypothesis import SearchOutput, Token
+from asr.search.hypothesis import SearchOutput, Settled, Token
 from asr.transducer import Transducer
 
 
@@ -79,6 +79,10 @@ class CtcGreedySearch:
     def pending(self, state: CtcState) -> list[list[Token]]:
         """Nothing is shown before it has ended."""
         return [[] for _ in state.label]
+
+    def settle(self, state: CtcState) -> Settled:
+        """Nothing is undecided."""
+        return Settled(self.pending(state), state)
 
     def restart(self, state: CtcState, said: Sequence[Sequence[int]]) -> CtcState:
         """What was said has no effect; an open run stays open."""

@@ -46,6 +46,14 @@ class SearchOutput(NamedTuple):
     """For each stream the number of frames where the bound on symbols per frame stopped the search."""
 
 
+class Settled(NamedTuple):
+    """What was decided."""
+
+    tokens: list[list[Token]]
+    """For each stream what became final."""
+    state: Any
+
+
 class Search(Protocol):
     """A search over encoder frames, for batches and for streams; offline is one large chunk."""
 
@@ -60,6 +68,12 @@ class Search(Protocol):
 
     def pending(self, state: Any) -> list[list[Token]]:
         """What is thought to have been said beyond what was given out; it may change."""
+
+    def settle(self, state: Any) -> Settled:
+        """Decide now: what is pending, as if the streams ended here, becomes final.
+
+        What has no end yet (CTC's open run) goes on to wait.
+        """
 
     def restart(self, state: Any, said: Sequence[Sequence[int]]) -> Any:
         """The state as if only the labels `said` of each stream had been said, while frames are counted on.

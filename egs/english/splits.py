@@ -17,8 +17,9 @@ import numpy as np
 from lhotse import MonoCut, MultiCut, SupervisionSegment
 
 from asr.data.importers import import_corpus
-from asr.data.manifests import cut_speaker, cut_text, read_lines
+from asr.data.manifests import cut_speaker, cut_text
 from asr.errors import DataError, ManifestError
+from asr.text.lines import read_lines
 from asr.text.normalize import normalize
 
 Cut = MonoCut | MultiCut

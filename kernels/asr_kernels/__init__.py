@@ -12,7 +12,7 @@ from __future__ import annotations
 from asr_kernels.attention import Attended, delta_rule, gated_linear_attention
 from asr_kernels.ctc import ctc_align, ctc_loss
 from asr_kernels.dispatch import backends, use_backend
-from asr_kernels.fused import fused_rnnt_loss
+from asr_kernels.fused import fused_align, fused_rnnt_loss
 from asr_kernels.lattice import CTC, MONOTONIC, RNNT, Alignment, Topology, multi_blank, tdt
 from asr_kernels.lstm import (
     Cell,
@@ -51,6 +51,7 @@ __all__ = [
     "ctc_align",
     "ctc_loss",
     "delta_rule",
+    "fused_align",
     "fused_pruned_rnnt_loss",
     "fused_rnnt_loss",
     "gated_linear_attention",

@@ -69,11 +69,13 @@ def test_ctm():
 
 def test_nothing_recognised_is_valid_in_every_format():
     empty = Transcript("", 1.0, ())
-    assert [render(empty, name, "u") for name in FORMATS if name != "json"] == ["\n", "", "WEBVTT\n", ""]
+    rendered = {name: render(empty, name, "u") for name in FORMATS}
+    assert [rendered[name] for name in ("txt", "srt", "vtt", "ctm")] == ["\n", "", "WEBVTT\n", ""]
+    assert 'xmax = 1\n            text = ""\n' in rendered["textgrid"]
 
 
 def test_unknown_format_lists_the_choices():
-    with pytest.raises(ConfigError, match="expected txt, json, srt, vtt, ctm, found 'doc'"):
+    with pytest.raises(ConfigError, match="expected txt, json, srt, vtt, ctm, textgrid, found 'doc'"):
         render(SHORT, "doc", "u1")
 
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from asr.cli.data import app
 from asr.data.importers import import_corpus
 from asr.data.manifests import (
-    MAX_LINE_BYTES,
     CorpusCard,
     cut_speaker,
     cut_text,
@@ -27,6 +26,7 @@ from asr.data.manifests import (
 )
 from asr.data.samples import SampleCache, load_samples
 from asr.errors import AsrError, AudioError, ManifestError
+from asr.text.lines import MAX_LINE_BYTES
 
 RATE = 8000
 

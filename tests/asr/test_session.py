@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from asr.errors import ConfigError, MissingExtraError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.recognizer import Event, Transcript
-from asr.search import SearchOutput, Token
+from asr.search import SearchConfig, SearchOutput, Settled, Token
 from asr.text.tokenizer import TokenizerConfig, train_tokenizer
 from asr.vad import SileroVad
 
@@ -79,11 +80,13 @@ def fed(session: asr.Session, samples: np.ndarray, sizes: list[int], seed: int =
 
 
 @pytest.mark.parametrize("encoder", [None, CHUNKED], ids=["lstm", "conformer"])
-@pytest.mark.parametrize("kind", ["transducer", "lstm-predictor", "ctc"])
+@pytest.mark.parametrize("kind", ["transducer", "lstm-predictor", "ctc", "beam"])
 def test_utterances_end_at_the_same_places_in_any_chunking(
     kind: str, encoder, make_model, speech_like
 ) -> None:
-    recognizer = asr.load(make_model(kind=kind, encoder=encoder))
+    search = SearchConfig(method="beam", beam=3) if kind == "beam" else None
+    kind = "transducer" if kind == "beam" else kind
+    recognizer = asr.load(make_model(kind=kind, encoder=encoder), search=search)
     samples = np.concatenate([speech_like(2.5, seed=1), np.zeros(6000, np.float32), speech_like(2, seed=2)])
     endpoint = EndpointConfig(trailing_silence_s=0.24, nothing_s=0.4, max_length_s=0.9)
     found = []
@@ -126,6 +129,25 @@ def test_an_utterance_is_decoded_as_if_it_began_there(make_model, speech_like) -
     ]
 
 
+def test_what_a_beam_thinks_is_shown_and_may_change(make_model, speech_like) -> None:
+    """Partials show the best hypothesis so far; each is news; the last is what a whole recording gives."""
+    recognizer = asr.load(make_model(), search=SearchConfig(method="beam", beam=4))
+    with torch.no_grad():  # so that it is less sure
+        recognizer.network.joiner.output.weight.mul_(0.4)
+    changes = 0
+    for seed in range(4):
+        samples, session, shown = speech_like(3.0, seed=seed), recognizer.stream(RATE), []
+        for start in range(0, len(samples), 400):
+            shown += [event.text for event in session.feed(samples[start : start + 400])]
+        final = session.finish()[-1].text
+        assert final == recognizer.transcribe(samples, RATE).text
+        assert all(a != b for a, b in itertools.pairwise(shown))
+        changes += sum(not b.startswith(a) for a, b in itertools.pairwise([*shown, final]))
+    assert changes > 0
+    given = recognizer.search.initial_state(1)
+    assert recognizer.search.pending(given) == [[]]
+
+
 class Scripted:
     """A search that finds what it is told: (label, first frame, frame behind the last) of one stream.
 
@@ -146,6 +168,12 @@ class Scripted:
 
     def flush(self, state: torch.Tensor) -> list[list[Token]]:
         return [[t._replace(end_frame=int(state)) for t in self.script if t.frame < int(state) < t.end_frame]]
+
+    def pending(self, state: torch.Tensor) -> list[list[Token]]:
+        return [[]]
+
+    def settle(self, state: torch.Tensor) -> Settled:
+        return Settled([[]], state)
 
     def restart(self, state: torch.Tensor, said: list[list[int]]) -> torch.Tensor:
         self.said += said

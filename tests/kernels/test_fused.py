@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asr_kernels import fused_rnnt_loss, multi_blank, rnnt_loss, tdt
+from asr_kernels import align, fused_align, fused_rnnt_loss, multi_blank, rnnt_loss, tdt
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -76,6 +76,20 @@ def test_equals_the_loss_of_stored_logits(name: str, activation: str, criterion:
     agree(run(fused(case, **options), joiner), wanted)
     agree(run(fused(case, **options), joiner, torch.float32), wanted, 1e-4)
     agree(run(fused(case, **options), joiner[:3]), run(unfused(case, **options_of(options)), joiner[:3]))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_best_path_is_that_of_stored_logits(name: str, activation: str) -> None:
+    topology, rules = TOPOLOGIES[name]
+    case = make([(9, 4), (6, 0), (0, 2), (3, 4), (1, 0)], 6, len(rules.durations), seed=1)
+    joiner = joiner_of(case, 5, seed=1)
+    found = fused_align(*joiner, *case[1:], topology=topology, activation=activation)
+    wanted = align(joiner.logits(activation), *case[1:], topology=topology)
+    assert (found.frames[0] >= 0).all()
+    for one, other in zip(found[:2], wanted[:2], strict=True):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(found.score, wanted.score)
 
 
 def options_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tools" / "bench")]
 
 import gpu  # noqa: E402
 import gpu_losses  # noqa: E402
+import gpu_search  # noqa: E402
 import gpu_sequences  # noqa: E402
 import torch  # noqa: E402
 
@@ -97,7 +98,7 @@ def machine() -> str:
 
 
 def tests(end: float) -> bool:
-    """The GPU tests of the kernels; their summary is printed."""
+    """The GPU tests of the kernels and of greedy search; their summary is printed."""
     if not torch.cuda.is_available():
         print("tests: no GPU, so none (tests/kernels/test_triton.py runs them in Triton's interpreter)")
         return True
@@ -105,8 +106,11 @@ def tests(end: float) -> bool:
     # Without conftest.py there is no need of hypothesis; a warning of a new driver is no failure.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=3"]
     command += ["--noconftest", "-W", "default"]
-    command += [str(path) for path in sorted((ROOT / "tests" / "kernels").glob("triton*_checks.py"))]
-    path = os.pathsep.join([*sys.path[:2], str(ROOT / "tests" / "kernels")])
+    folders = [ROOT / "tests" / "kernels", ROOT / "tests" / "asr"]
+    command += [str(path) for path in sorted(folders[0].glob("triton*_checks.py"))]
+    command += [str(path) for path in sorted(folders[1].glob("gpu*_checks.py"))]
+    paths = (ROOT, ROOT / "kernels", ROOT / "tools" / "bench", *folders)
+    path = os.pathsep.join(map(str, paths))
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path}
     environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
     try:
@@ -164,9 +168,27 @@ def benchmarks(table: Table, end: float, smoke: bool) -> bool:
             cells = ["", "", "", "", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"]
         shape = f"{group.dimensions} = {', '.join(map(str, row.shape))}"
         table.add(row_of([shape, f"{row.group}: {row.name}", *cells]))
+    right &= search_rows(table, device, end, smoke)
     goals = () if smoke else verdicts(found)
     table.add("", *goals, *(f"no time for: {what}" for what in missed))
     return right
+
+
+def search_rows(table: Table, device: str, end: float, smoke: bool) -> bool:
+    """A table of greedy search beside the encoder. Whether what it found was right."""
+    if time.monotonic() > end:
+        table.add("", "no time for: greedy search")
+        return True
+    try:
+        table.add("", row_of(gpu_search.HEADER), row_of("---" for _ in gpu_search.HEADER))
+        for cells in gpu_search.rows(device, smoke):
+            table.add(row_of(cells))
+    except ImportError as error:
+        table.add("", f"greedy search: not measured, the toolkit needs more than its kernels do: {error}")
+    except ArithmeticError as error:
+        table.add("", f"greedy search: {error}")
+        return False
+    return True
 
 
 def row_of(cells: Iterator[str] | list[str] | tuple[str, ...]) -> str:

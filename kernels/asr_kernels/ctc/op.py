@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asr_kernels import checks, dispatch
 from asr_kernels.autograd import NoSecondDerivative, weigh
-from asr_kernels.ctc import cpu
+from asr_kernels.ctc import cpu, viterbi
 from asr_kernels.lattice.arcs import Alignment, Criterion, Lattice
 from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import CTC
@@ -83,8 +83,26 @@ def ctc_align(
     """
     problem = _problem(logits, targets, logit_lengths, target_lengths, blank)
     chosen = dispatch.choose(backend, logits)
-    found = best_alignment(_scores(logits.detach(), problem, chosen), problem.lattice, chosen)
+    if chosen == "cpu":
+        found = _best_paths(logits.detach(), problem)
+    else:
+        found = best_alignment(_scores(logits.detach(), problem, chosen), problem.lattice, chosen)
     return found._replace(score=found.score.to(checks.loss_dtype(logits)))
+
+
+def _best_paths(logits: Tensor, problem: checks.Problem) -> Alignment:
+    """The best path of every utterance; its memory is that of a byte per state and frame of the longest."""
+    lattice = problem.lattice
+    frames = torch.full_like(lattice.targets, -1)
+    ends, scores = frames.clone(), torch.full((len(frames),), -torch.inf, dtype=torch.float64)
+    for b, (T, U) in enumerate(zip(lattice.frames, lattice.labels, strict=True)):
+        log_probs = logits[b, :T].to(checks.loss_dtype(logits)).log_softmax(dim=-1).double().cpu().numpy()
+        path = viterbi.best_path(log_probs, lattice.targets[b, :U].numpy(), problem.blank)
+        scores[b] = path.score
+        if len(path.states) and U:
+            places = path.label_frames(U)
+            frames[b, :U], ends[b, :U] = torch.from_numpy(places[0]), torch.from_numpy(places[1])
+    return Alignment(frames.to(logits.device), ends.to(logits.device), scores.to(logits.device))
 
 
 def _problem(

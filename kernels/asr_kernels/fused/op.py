@@ -1,15 +1,16 @@
-"""`fused_rnnt_loss`: the exact transducer loss from the joiner's inputs; README.md tells the rest."""
+"""`fused_rnnt_loss` and `fused_align`: exact loss and best path from the joiner's inputs; see README.md."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from asr_kernels import checks, dispatch
 from asr_kernels.fused.function import Activation, joiner_scores
 from asr_kernels.lattice.arcs import Alignment, Criterion
-from asr_kernels.lattice.op import lattice_loss
+from asr_kernels.lattice.op import best_alignment, lattice_loss
 from asr_kernels.lattice.topology import RNNT, Topology
 from asr_kernels.nodes import Nodes
 
@@ -65,7 +66,75 @@ def fused_rnnt_loss(
         RuntimeError: on double backward, except with backend="reference".
     """
     checks.reduction(reduction)
-    check_joiner(encoder, predictor, weight, bias, activation, skip_below)
+    scores, problem, chosen = _read(
+        (encoder, predictor, weight, bias),
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        activation,
+        skip_below,
+        backend,
+        topology=topology,
+        criterion=criterion,
+        fastemit=fastemit,
+        delay_penalty=delay_penalty,
+        alignment=alignment,
+        alignment_band=alignment_band,
+    )
+    losses = lattice_loss(scores, problem.lattice, chosen)
+    return checks.reduced(losses.to(checks.loss_dtype(encoder)), reduction)
+
+
+@dispatch.entry_point
+@torch.no_grad()
+def fused_align(
+    encoder: Tensor,
+    predictor: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    logit_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int = 0,
+    *,
+    activation: Activation = "tanh",
+    topology: Topology = RNNT,
+    backend: str | None = None,
+) -> Alignment:
+    """`align` of logits = activation(encoder + predictor) @ weight.T + bias, which are never stored.
+
+    Arguments and errors are those of `fused_rnnt_loss`; there is no gradient.
+    """
+    scores, problem, chosen = _read(
+        (encoder, predictor, weight, bias),
+        targets,
+        logit_lengths,
+        target_lengths,
+        blank,
+        activation,
+        SKIP_BELOW,
+        backend,
+        topology=topology,
+    )
+    found = best_alignment(scores, problem.lattice, chosen)
+    return found._replace(score=found.score.to(checks.loss_dtype(encoder)))
+
+
+def _read(
+    joiner: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    targets: Tensor,
+    logit_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int,
+    activation: Activation,
+    skip_below: float,
+    backend: str | None,
+    **rules: Any,
+) -> tuple[Tensor, checks.Problem, dispatch.Backend]:
+    """Scores (B, T, U+1, K) of the symbols, what they are scores of, and the backend for the rest."""
+    check_joiner(*joiner, activation, skip_below)
+    encoder, predictor, weight, _ = joiner
     B, T, _ = encoder.shape
     problem = checks.problem(
         targets,
@@ -75,28 +144,13 @@ def fused_rnnt_loss(
         shape=(B, T, predictor.shape[1] - 1),
         columns=weight.shape[0],
         device=encoder.device,
-        topology=topology,
-        criterion=criterion,
-        fastemit=fastemit,
-        delay_penalty=delay_penalty,
-        alignment=alignment,
-        alignment_band=alignment_band,
+        **rules,
     )
     lattice, chosen = problem.lattice, dispatch.choose(backend, encoder)
-    scores = joiner_scores(
-        encoder,
-        predictor,
-        weight,
-        bias,
-        problem.symbols[:, None],
-        Nodes(lattice.frames, lattice.labels, predictor.shape[1]),
-        problem.vocab,
-        activation,
-        skip_below,
-        chosen,
-    )
-    losses = lattice_loss(scores, lattice, chosen)
-    return checks.reduced(losses.to(checks.loss_dtype(encoder)), reduction)
+    nodes = Nodes(lattice.frames, lattice.labels, predictor.shape[1])
+    symbols = problem.symbols[:, None]
+    scores = joiner_scores(*joiner, symbols, nodes, problem.vocab, activation, skip_below, chosen)
+    return scores, problem, chosen
 
 
 def check_joiner(

@@ -1,0 +1,127 @@
+"""`asr lm`: train n-gram language models, and measure how well one predicts a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from asr.lms.perplexity import TextPrediction
+    from asr.lms.train_ngram import TrainedNgram
+
+app = typer.Typer(help="Language models: train n-grams from text, measure perplexity.", no_args_is_help=True)
+
+TextsArgument = Annotated[
+    list[Path], typer.Argument(metavar="TEXT...", help="UTF-8 text, a sentence a line; .gz is unpacked.")
+]
+TokensOption = Annotated[
+    Path | None,
+    typer.Option(help="Model directory whose labels to count (letters, pieces); without it, words."),
+]
+NormalizationOption = Annotated[str, typer.Option(help="What is done to the text: none, basic or english.")]
+
+
+@app.command("train")
+def train_command(
+    texts: TextsArgument,
+    out: Annotated[Path, typer.Option(help="File to write, NAME.arpa or NAME.arpa.gz.")],
+    order: Annotated[int, typer.Option(help="Longest n-gram, at most 16.")] = 3,
+    tokens: TokensOption = None,
+    normalization: NormalizationOption = "basic",
+    prune: Annotated[
+        str,
+        typer.Option(
+            help="Leave out n-grams seen so often or less, by order, the last for all above: 0,0,1."
+        ),
+    ] = "0",
+    max_words: Annotated[
+        int | None, typer.Option(help="Keep the so many most frequent words; others are <unk>.")
+    ] = None,
+) -> None:
+    """Train an n-gram model by interpolated modified Kneser-Ney, as an ARPA file.
+
+    To fuse it with a recogniser, count that model's labels: --tokens MODEL.
+    """
+    from asr.config import validate
+    from asr.lms.kneser_ney import KneserNeyConfig
+    from asr.lms.train_ngram import train_ngram
+
+    options = {"order": order, "prune": _numbers(prune), "max_words": max_words}
+    config = validate(options, KneserNeyConfig, "asr lm train")
+    trained = train_ngram(texts, out, config, tokens=tokens, normalization=normalization)
+    _print_trained(trained, out)
+
+
+@app.command("perplexity")
+def perplexity_command(
+    lm: Annotated[Path, typer.Argument(help="ARPA file, maybe gzipped.")],
+    texts: TextsArgument,
+    tokens: TokensOption = None,
+    normalization: NormalizationOption = "basic",
+) -> None:
+    """Measure how well an n-gram model predicts texts.
+
+    OOV are tokens that the model does not know. Bits per character compare models of words and of letters.
+    """
+    from asr.lms.ngram import NgramModel
+    from asr.lms.perplexity import text_perplexities
+
+    model = NgramModel.read(lm)
+    _print_predictions(text_perplexities(model, texts, tokens=tokens, normalization=normalization))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from asr.errors import ConfigError
+
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--prune {text}: expected whole numbers with commas, e.g. 0,0,1") from None
+
+
+def _print_trained(trained: TrainedNgram, out: Path) -> None:
+    from asr.lms.kneser_ney import FALLBACK
+
+    model = trained.model
+    sizes = ", ".join(f"{len(order.word):,} {n}-grams" for n, order in enumerate(model.orders, 1))
+    unknown = f", {model.unknown:,} of them as <unk>" if model.unknown else ""
+    print(f"{out}: {model.sentences:,} sentences, {model.tokens:,} tokens{unknown}; {sizes}")
+    if trained.left_out:
+        print(f"left out: {trained.left_out:,} lines, the first {trained.first_left_out}")
+    if model.fallbacks:
+        orders = ", ".join(map(str, model.fallbacks))
+        print(
+            f"order {orders}: the counts gave no discounts (a small text, or few labels); "
+            f"took {' '.join(f'{d:g}' for d in FALLBACK)}"
+        )
+
+
+def _print_predictions(found: list[TextPrediction]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from asr.lms.perplexity import Prediction
+
+    table = Table("text", box=None)
+    for title in ("sentences", "tokens", "OOV", "perplexity", "without OOV", "bits/character"):
+        table.add_column(title, justify="right")
+    rows = [(escape(str(each.path)), each.prediction) for each in found]
+    if len(rows) > 1:
+        rows.append(("all", sum((prediction for _, prediction in rows), Prediction())))
+    for name, p in rows:
+        table.add_row(
+            name,
+            f"{p.sentences:,}",
+            f"{p.tokens:,}",
+            f"{100 * p.unknown_rate:.2f} %",
+            f"{p.perplexity:.2f}",
+            f"{p.perplexity_known:.2f}",
+            f"{p.bits_per_character:.3f}",
+        )
+    Console().print(table)
+    for each in found:
+        if each.left_out:
+            print(f"left out: {each.left_out:,} lines, the first {each.first_left_out}")

@@ -1,0 +1,59 @@
+"""The language model inside a transducer, to be taken off where another one is added.
+
+With nothing from the encoder the joiner says what labels the predictor expects:
+p(label | labels so far) = softmax over labels, without blank, of joiner(0, predictor) (Variani et al. 2020,
+hybrid autoregressive transducer; Meng et al. 2021, internal language model estimation, ILME).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asr.transducer import Transducer
+
+
+@dataclass(frozen=True)
+class InternalState:
+    """What a hypothesis remembers."""
+
+    predictor: Any
+    log_probs: Tensor
+    """(N, V) of the next label; 0 for blank."""
+
+
+class InternalLm:
+    """A Scorer (asr.lms.base) from the model's own predictor and joiner; see the module docstring."""
+
+    def __init__(self, model: Transducer) -> None:
+        assert model.has_transducer
+        self.model, self.vocab_size = model, model.vocab_size
+
+    def initial_state(self, batch: int, device: torch.device | None = None) -> InternalState:
+        """State of `batch` hypotheses that have said nothing."""
+        blanks = torch.full((batch,), self.model.blank, dtype=torch.int64, device=device)
+        return self._after(blanks, self.model.predictor.initial_state(batch, device))
+
+    def score(self, state: InternalState) -> Tensor:
+        """(N, V)."""
+        return state.log_probs
+
+    def advance(self, state: InternalState, labels: Tensor) -> InternalState:
+        """State after labels (N,)."""
+        return self._after(labels, state.predictor)
+
+    def end(self, state: InternalState) -> Tensor:
+        """(N,) zeros: a transducer's labels do not end."""
+        return torch.zeros_like(state.log_probs[:, 0])
+
+    def _after(self, labels: Tensor, predictor: Any) -> InternalState:
+        model = self.model
+        y, predictor = model.predictor(labels[:, None], predictor)
+        nothing = y.new_zeros(model.joiner.encoder.in_features)
+        logits = model.joiner.combine(model.joiner.encoder(nothing), model.joiner.predictor(y[:, 0])).float()
+        log_probs = torch.zeros_like(logits[:, : self.vocab_size])
+        log_probs[:, 1:] = logits[:, 1 : self.vocab_size].log_softmax(dim=-1)
+        return InternalState(predictor, log_probs)

@@ -1,0 +1,138 @@
+"""Scorers joined to one, the internal language model, and both chosen by configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import asr
+from asr import state as states
+from asr.errors import ConfigError, ModelError
+from asr.search import BeamSearch, SearchConfig, build_search
+from asr.search.fusion import Fusion, Weighted
+from asr.search.internal_lm import InternalLm
+from tests.asr.test_beam import VOCAB, Bigram, make
+
+ARPA = """\\data\\
+ngram 1=8
+ngram 2=3
+
+\\1-grams:
+-99 <s> -0.3
+-1.0 </s>
+-2.0 <unk>
+-0.7 zero -0.2
+-0.8 one -0.2
+-0.9 two -0.2
+-1.0 three -0.2
+-1.1 four -0.2
+
+\\2-grams:
+-0.1 <s> one
+-0.2 one two
+-0.3 two </s>
+
+\\end\\
+"""
+
+
+def test_fusion_is_the_weighted_sum() -> None:
+    torch.manual_seed(0)
+    tables = torch.randn(VOCAB, VOCAB), torch.randn(VOCAB, VOCAB)
+    fusion = Fusion(VOCAB, [Weighted(Bigram(tables[0]), 0.7), Weighted(Bigram(tables[1]), -0.2)], reward=0.1)
+    state = fusion.initial_state(3)
+    assert states.batch_size(state) == 3
+    said = torch.tensor([[1, 2], [3, 3], [2, 1]])
+    total = torch.zeros(3)
+    for labels in said.T:
+        scores = fusion.score(state)
+        assert bool((scores[:, 0] == 0).all())
+        total += scores.gather(1, labels[:, None])[:, 0]
+        state = fusion.advance(state, labels)
+    total += fusion.end(state)
+    for labels, score in zip(said.tolist(), total.tolist(), strict=True):
+        first, second = (Bigram(table).of(tuple(labels)) for table in tables)
+        assert score == pytest.approx(0.7 * first - 0.2 * second + 0.1 * len(labels), abs=1e-5)
+
+
+def test_what_is_taken_off_never_becomes_infinitely_good() -> None:
+    table = torch.zeros(VOCAB, VOCAB)
+    table[:, 2] = -math.inf
+    for weight, expected in ((1.0, -math.inf), (-0.5, 5000.0)):
+        fusion = Fusion(VOCAB, [Weighted(Bigram(table), weight)])
+        assert float(fusion.score(fusion.initial_state(1))[0, 2]) == expected
+
+
+@pytest.mark.parametrize("weight", [0.0, math.nan, math.inf])
+def test_a_weight_has_to_be_one(weight: float) -> None:
+    with pytest.raises(ConfigError, match="Bigram: expected a finite weight other than 0"):
+        Fusion(VOCAB, [Weighted(Bigram(torch.zeros(VOCAB, VOCAB)), weight)])
+
+
+def test_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected the 9 labels of the recogniser, found 4"):
+        Fusion(9, [Weighted(Bigram(torch.zeros(VOCAB, VOCAB)))])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("topology", ["rnnt", "tdt", "multi_blank"])
+def test_the_internal_language_model_is_the_joiner_without_audio(topology: str) -> None:
+    model = make(topology)
+    scorer = InternalLm(model)
+    state, history = scorer.initial_state(1), []
+    for label in (2, 1, 3, 3):
+        y = model.predictor.whole(torch.tensor([history], dtype=torch.int64).reshape(1, -1))[:, -1]
+        hidden = torch.tanh(model.joiner.encoder.bias + model.joiner.predictor(y[0]))
+        weights, bias = model.joiner.output.weight[1:VOCAB], model.joiner.output.bias[1:VOCAB]
+        expected = (weights @ hidden + bias).log_softmax(0)
+        scores = scorer.score(state)[0]
+        assert float(scores[0]) == 0
+        assert torch.allclose(scores[1:], expected, atol=1e-5)
+        state = scorer.advance(state, torch.tensor([label]))
+        history.append(label)
+    assert scorer.end(state).tolist() == [0.0]
+
+
+def test_greedy_search_and_ctc_take_no_scorer(make_model) -> None:
+    model = make("rnnt")
+    with pytest.raises(ConfigError, match=r"use search\.method=beam"):
+        build_search(SearchConfig(), model, Fusion(VOCAB))
+    search = build_search(SearchConfig(method="beam", beam=3), model, Fusion(VOCAB))
+    assert isinstance(search, BeamSearch)
+
+
+def test_a_language_model_is_chosen_by_settings(make_model, speech_like, tmp_path: Path) -> None:
+    """It decides between words that sound alike: here all of them do."""
+    directory = make_model()
+    (directory / "words.arpa").write_text(ARPA)
+    settings = ["method=beam", "beam=8", "fusion.lm=words.arpa", "fusion.lm_weight=20", "fusion.reward=30"]
+    samples = speech_like(1.5, seed=3)
+
+    def said(*settings: str) -> list[str]:
+        recognizer = asr.load(directory, settings=settings)
+        return recognizer.transcribe(samples, recognizer.sample_rate).text.split()
+
+    with_lm = said(*settings)
+    assert with_lm != said("method=beam", "beam=8")
+    assert with_lm[:2] == ["one", "two"]
+    weak = said("method=beam", "beam=8", "fusion.lm=words.arpa", "fusion.lm_weight=0.0001")
+    assert weak == said("method=beam", "beam=8")
+    with pytest.raises(ModelError, match=r"absent\.arpa"):
+        asr.load(directory, settings=["method=beam", "fusion.lm=absent.arpa"])
+    with pytest.raises(ConfigError, match="--search"):
+        asr.load(directory, settings=["beam=none"])
+    with pytest.raises(ConfigError, match=r"use search\.method=beam"):
+        asr.load(directory, settings=["fusion.lm=words.arpa"])
+
+
+def test_another_latency_keeps_the_language_model(make_model) -> None:
+    directory = make_model()
+    (directory / "words.arpa").write_text(ARPA)
+    recognizer = asr.load(directory, settings=["method=beam", "fusion.lm=words.arpa"])
+    parts = recognizer.search.scorer.parts
+    assert [type(part.scorer).__name__ for part in parts] == ["WordNgram"]
+    assert np.isclose(parts[0].weight, 0.3)
