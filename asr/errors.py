@@ -7,6 +7,7 @@
     ├── DataError               something is wrong with what was given to learn from or to score
     │   ├── AudioError          a recording that cannot be read as speech
     │   ├── ManifestError       a corpus, manifest or transcript file that cannot be understood
+    │   ├── HotwordsError       a list of phrases that cannot be used
     │   └── TokenError          text that the tokenizer has no symbol for
     ├── ModelError              a model or experiment directory that cannot be used
     ├── StreamingError          live use of something that cannot stream
@@ -38,6 +39,10 @@ class AudioError(DataError):
 
 class ManifestError(DataError):
     """A corpus, manifest or transcript file that cannot be understood."""
+
+
+class HotwordsError(DataError):
+    """A list of phrases to listen for that cannot be used."""
 
 
 class TokenError(DataError):
