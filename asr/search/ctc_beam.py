@@ -167,7 +167,7 @@ class CtcBeamSearch:
 
     @torch.inference_mode()
     def settle(self, state: CtcBeamState) -> Settled:
-        """The best path of each stream, if it ends here, is left alone; its runs that have ended are final."""
+        """The best path of each stream, if it ends here, is left alone; its runs that ended are final."""
         end = self.scorer.end(_flatten(state.rows).scorer).view_as(state.prefixes.fused)
         best = (state.prefixes.total + end).argmax(dim=1)
         kept, others = self._alone(state.prefixes, best)
@@ -209,7 +209,7 @@ class CtcBeamSearch:
         return state.frame
 
     def _alone(self, prefixes: Prefixes, best: Tensor) -> tuple[Prefixes, Tensor]:
-        """The prefix `best` (B,) of each stream in every place, and the places (K,) that are to be emptied."""
+        """The prefix `best` (B,) of each stream in every place, and the places (K,) to be emptied."""
         kept = states.map_tensors(lambda x: x.gather(1, best[:, None]).expand_as(x).clone(), prefixes)
         return kept, torch.arange(self.beam, device=best.device) > 0
 
