@@ -28,6 +28,7 @@ from asr.lengths import seconds_to_samples
 from asr.live import feed, word_appearances
 from asr.progress import progress_bar
 from asr.recognizer import Latency, Recognizer, Transcript, load
+from asr.score.biasing import score_phrases
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
 from asr.score.wer import WerReport, score_pairs
@@ -126,7 +127,9 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
         speakers={item.cut.id: cut_speaker(item.cut) for item in decoded},
     )
     latency = _latency(decoded) if options.live_chunk_s else None
-    measured = _measured(recognizer, options, stats, latency)
+    phrases = [phrase.text for phrase in recognizer.search_config.fusion.biasing.phrases()]
+    measured = score_phrases(report, phrases).lines() if phrases else []
+    measured += _measured(recognizer, options, stats, latency)
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]

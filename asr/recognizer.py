@@ -143,6 +143,11 @@ class Recognizer:
         return Recognizer(model, self._search_config, self._scorer)
 
     @property
+    def search_config(self) -> SearchConfig:
+        """How it searches."""
+        return self._search_config
+
+    @property
     def sample_rate(self) -> int:
         """Samples per second that the model hears; everything else is resampled to it."""
         return self.config.features.sample_rate

@@ -10,8 +10,10 @@ import typer
 from asr.cli.options import (
     CHUNK_MS,
     BeamOption,
+    BoostOption,
     ChunkOption,
     HeadOption,
+    HotwordsOption,
     LatencyOption,
     LmOption,
     SearchOption,
@@ -38,6 +40,8 @@ def decode(
     head: HeadOption = None,
     beam: BeamOption = None,
     lm: LmOption = None,
+    hotwords: HotwordsOption = None,
+    hotwords_boost: BoostOption = None,
     search: SearchOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -49,7 +53,7 @@ def decode(
     if chunk_ms and not live:
         raise ConfigError("--chunk-ms is for live audio: add --stream")
     live_chunk_s = (chunk_ms or CHUNK_MS) / 1000 if live else None
-    settings = tuple(search_settings(beam, lm, search))
+    settings = tuple(search_settings(beam, lm, search, hotwords, hotwords_boost))
     options = Options(
         normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head, settings
     )

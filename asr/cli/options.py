@@ -37,6 +37,13 @@ BeamOption = Annotated[
 LmOption = Annotated[
     Path | None, typer.Option("--lm", help="N-gram language model that takes part (ARPA); with --beam.")
 ]
+HotwordsOption = Annotated[
+    Path | None,
+    typer.Option("--hotwords", help="Phrases to listen for, one a line, TAB, boost if any; with --beam."),
+]
+BoostOption = Annotated[
+    float | None, typer.Option("--hotwords-boost", help="Of phrases without one, in nats; default 4.")
+]
 SearchOption = Annotated[
     list[str] | None,
     typer.Option("--search", help="Setting of the search, e.g. fusion.lm_weight=0.4; repeatable."),
@@ -58,10 +65,19 @@ StatsOption = Annotated[
 ]
 
 
-def search_settings(beam: int | None, lm: Path | None, search: list[str] | None) -> list[str]:
+def search_settings(
+    beam: int | None,
+    lm: Path | None,
+    search: list[str] | None,
+    hotwords: Path | None = None,
+    boost: float | None = None,
+) -> list[str]:
     """What these options change in the settings of the search; --search has the last word."""
     settings = ["method=beam", f"beam={beam}"] if beam else []
-    return [*settings, *([f"fusion.lm={lm}"] if lm else []), *(search or [])]
+    settings += [f"fusion.lm={lm}"] if lm else []
+    settings += [f"fusion.biasing.hotwords={hotwords}"] if hotwords else []
+    settings += [f"fusion.biasing.boost={boost}"] if boost is not None else []
+    return [*settings, *(search or [])]
 
 
 def endpoint_of(

@@ -20,12 +20,17 @@ def score(
     allow_missing: Annotated[
         bool, typer.Option(help="Score absent hypotheses as empty, leave surplus ones out.")
     ] = False,
+    hotwords: Annotated[
+        Path | None, typer.Option(help="Phrases, one a line: also print how well they were recognised.")
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many confusions to print.")] = 10,
 ) -> None:
     """Print the word error rate of HYP against REF, with a confidence interval and the top confusions."""
+    from asr.score.biasing import score_phrases
     from asr.score.report import confusion_lines, summary_line, write_report
     from asr.score.transcripts import read_transcript_lines, read_transcripts
     from asr.score.wer import score_pairs
+    from asr.text.hotwords import read_hotwords
 
     lines = read_transcript_lines(ref)
     result = score_pairs(
@@ -36,6 +41,9 @@ def score(
         allow_missing=allow_missing,
     )
     typer.echo(summary_line(result))
+    if hotwords is not None:
+        for line in score_phrases(result, [phrase.text for phrase in read_hotwords(hotwords)]).lines():
+            typer.echo(line)
     for line in confusion_lines(result, top):
         typer.echo(line)
     if report is not None:

@@ -32,6 +32,8 @@ def stream(
     head: options.HeadOption = None,
     beam: options.BeamOption = None,
     lm: options.LmOption = None,
+    hotwords: options.HotwordsOption = None,
+    hotwords_boost: options.BoostOption = None,
     search: options.SearchOption = None,
     silence: options.SilenceOption = 0.8,
     max_length: options.MaxLengthOption = 20.0,
@@ -61,7 +63,7 @@ def stream(
 
     if threads:
         torch.set_num_threads(threads)
-    settings = options.search_settings(beam, lm, search)
+    settings = options.search_settings(beam, lm, search, hotwords, hotwords_boost)
     recognizer = load(model, latency=options.parse_latency(latency), head=head, settings=settings)
     recognizer.network.encoder.require_streaming()
     voice, block_s = options.voice_of(vad, recognizer.sample_rate), block_ms / 1000

@@ -44,6 +44,8 @@ def transcribe(
     head: options.HeadOption = None,
     beam: options.BeamOption = None,
     lm: options.LmOption = None,
+    hotwords: options.HotwordsOption = None,
+    hotwords_boost: options.BoostOption = None,
     search: options.SearchOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -65,7 +67,7 @@ def transcribe(
         import torch
 
         torch.set_num_threads(threads)
-    settings = options.search_settings(beam, lm, search)
+    settings = options.search_settings(beam, lm, search, hotwords, hotwords_boost)
     recognizer = load(model, device, latency=options.parse_latency(latency), head=head, settings=settings)
     if live:
         recognizer.network.encoder.require_streaming()

@@ -43,7 +43,9 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
     `scorer` adds to the scores of hypotheses (asr.search.fusion), which needs several of them: method beam.
     """
     if scorer is not None and config.method == "greedy":
-        raise ConfigError("search.method=greedy: expected beam with a language model; use search.method=beam")
+        raise ConfigError(
+            "search.method=greedy: expected beam with a language model or hotwords; use search.method=beam"
+        )
     head = config.head if config.head != "auto" else ("transducer" if model.has_transducer else "ctc")
     if head == "transducer":
         if not model.has_transducer:

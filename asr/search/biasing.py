@@ -23,21 +23,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from asr import state as states
+from asr.config import Config
 from asr.errors import HotwordsError
 from asr.search.automaton import Automaton, build_automaton
-from asr.text.hotwords import Phrase, check_spelling
+from asr.text.hotwords import DEFAULT_BOOST, MAX_BOOST, Phrase, check_spelling, read_hotwords
 from asr.text.tokenizer import BOUNDARY, Tokenizer
 
 MAX_CHARACTERS = 1_000_000
 """Of all the phrases of a scorer: there are at most about as many nodes."""
 TABLE_ENTRIES = 16_000_000
 """Nodes times labels up to which tables are made, of 8 bytes an entry."""
+
+
+class BiasingConfig(Config):
+    """Phrases that a recogniser listens for."""
+
+    hotwords: str | None = None
+    """File of phrases, see asr.text.hotwords."""
+    boost: float = Field(DEFAULT_BOOST, ge=-MAX_BOOST, le=MAX_BOOST)
+    """Of phrases that have none of their own, in nats."""
+    normalization: str = "none"
+    """What is done to the phrases first: none, basic, english (asr.text.normalize)."""
+    whole_words: bool = True
+    """Phrases stand between spaces; false for languages that are written without them."""
+
+    def phrases(self) -> tuple[Phrase, ...]:
+        """Those of the file, if there is one. Raises HotwordsError, ConfigError."""
+        if self.hotwords is None:
+            return ()
+        return read_hotwords(Path(self.hotwords), self.boost, self.normalization)
+
+    def scorer(self, tokenizer: Tokenizer) -> PhraseBiasing | None:
+        """What rewards them, None without a file. Raises HotwordsError, TokenError, ConfigError."""
+        if self.hotwords is None:
+            return None
+        return PhraseBiasing(tokenizer, [self.phrases()], whole_words=self.whole_words)
 
 
 @dataclass(frozen=True)

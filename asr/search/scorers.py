@@ -9,6 +9,7 @@ from pydantic import Field
 
 from asr.config import Config
 from asr.lms import NgramModel, Scorer, TokenNgram, WordNgram, WordNgramConfig
+from asr.search.biasing import BiasingConfig
 from asr.search.fusion import Fusion, Weighted
 from asr.search.internal_lm import InternalLm
 from asr.text.tokenizer import Tokenizer
@@ -27,23 +28,32 @@ class FusionConfig(Config):
     """How words score the labels that spell them."""
     internal_lm_weight: float = Field(0.0, ge=0)
     """How much of the language model inside the transducer is taken off (asr.search.internal_lm)."""
+    biasing: BiasingConfig = BiasingConfig()
+    """Phrases that are rewarded (asr.search.biasing)."""
     reward: float = 0.0
     """Added for every label, against the preference of language models for short texts."""
 
     @property
     def empty(self) -> bool:
         """Whether nothing takes part."""
-        return self.lm is None and self.internal_lm_weight == 0 and self.reward == 0
+        scorers = self.lm is not None or self.biasing.hotwords is not None or self.internal_lm_weight > 0
+        return not scorers and self.reward == 0
 
 
 def build_scorer(config: FusionConfig, model: Transducer, tokenizer: Tokenizer) -> Scorer | None:
     """The scorer that `config` describes, None if nothing takes part.
 
-    Raises ModelError naming the file of a language model, ConfigError if it does not fit the recogniser.
+    Raises ModelError naming the file of a language model, HotwordsError or TokenError naming the line of a
+    phrase that cannot be used, ConfigError for what does not fit the recogniser.
     """
     if config.empty:
         return None
     parts = []
+    biasing = config.biasing.scorer(
+        tokenizer
+    )  # first: a misspelt phrase is found before a large file is read
+    if biasing is not None:
+        parts.append(Weighted(biasing))
     if config.lm is not None:
         ngram = NgramModel.read(Path(config.lm))
         scorer: Scorer

@@ -11,7 +11,7 @@ import torch
 
 import asr
 from asr import state as states
-from asr.errors import ConfigError, ModelError
+from asr.errors import ConfigError, HotwordsError, ModelError, TokenError
 from asr.search import BeamSearch, SearchConfig, build_search
 from asr.search.fusion import Fusion, Weighted
 from asr.search.internal_lm import InternalLm
@@ -136,3 +136,24 @@ def test_another_latency_keeps_the_language_model(make_model) -> None:
     parts = recognizer.search.scorer.parts
     assert [type(part.scorer).__name__ for part in parts] == ["WordNgram"]
     assert np.isclose(parts[0].weight, 0.3)
+
+
+def test_hotwords_are_chosen_by_settings(make_model, speech_like, tmp_path: Path) -> None:
+    directory, words = make_model(), tmp_path / "words.txt"
+    words.write_text("two three\t30\n")
+    samples = speech_like(1.5, seed=3)
+
+    def said(*settings: str) -> str:
+        recognizer = asr.load(directory, settings=["method=beam", "beam=8", *settings])
+        return recognizer.transcribe(samples, recognizer.sample_rate).text
+
+    plain, biased = said(), said(f"fusion.biasing.hotwords={words}")
+    assert "two three" not in plain
+    assert "two three" in biased
+    words.write_text("two three\n")
+    assert said(f"fusion.biasing.hotwords={words}", "fusion.biasing.boost=0") == plain
+    words.write_text("two\nKathleen\n")
+    with pytest.raises(TokenError, match=r"words\.txt:2: the model cannot write 'Kathleen'"):
+        said(f"fusion.biasing.hotwords={words}")
+    with pytest.raises(HotwordsError, match=r"absent\.txt: expected a file"):
+        said("fusion.biasing.hotwords=absent.txt")

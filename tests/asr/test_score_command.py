@@ -34,3 +34,18 @@ def test_errors_reach_the_caller(app, tmp_path):
         (tmp_path / name).write_text("one\n")
     arguments = [str(tmp_path / "ref.txt"), str(tmp_path / "hyp.txt"), "--normalization", "loud"]
     assert isinstance(CliRunner().invoke(app, arguments).exception, ConfigError)
+
+
+def test_hotwords_are_scored(app, tmp_path):
+    (tmp_path / "ref.txt").write_text("call kathleen\nkathleen\n")
+    (tmp_path / "hyp.txt").write_text("call kathleen\ncat\n")
+    (tmp_path / "names.txt").write_text("kathleen\t5\n")
+    arguments = [
+        str(tmp_path / "ref.txt"),
+        str(tmp_path / "hyp.txt"),
+        "--hotwords",
+        str(tmp_path / "names.txt"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert "1 listed phrase: recall 50.0 % (1 / 2 said), precision 100.0 % (1 / 1 written)\n" in result.output
+    assert "WER on listed words 50.0 % (1 / 2), on all others 0.0 % (0 / 1)\n" in result.output
