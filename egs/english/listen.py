@@ -1,10 +1,11 @@
-"""Recorded English heard live by the model in the package: what was said, what was heard, when the first word came.
+"""Recorded English heard live by the model in the package: what was said and heard, when the first word came.
 
     python egs/english/listen.py [DIR] [--model DIR]
 
-DIR, by default samples/ beside this file, holds `text`, a line `ID WORDS` for each recording, and the recordings
-as ID.opus, ID.flac or ID.wav. All of them are heard, in pieces of 100 ms. Two times are printed: where the first
-word was spoken, as the model has it, and how much audio had been fed when a word was first shown, right or wrong.
+DIR, by default samples/ beside this file, holds `text`, a line `ID WORDS` for each recording, and the
+recordings as ID.opus, ID.flac or ID.wav. All of them are heard, in pieces of 100 ms. Two times are printed:
+where the first word was spoken, as the model has it, and how much audio had been fed when a word was first
+shown, right or wrong.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ class Heard(NamedTuple):
 def find_recordings(folder: Path) -> Iterator[tuple[str, Path, str]]:
     """Id, recording and words of every line of `folder`/text. Raises DataError for what is not there."""
     if not (folder / "text").is_file():
-        raise DataError(
-            f"{folder / 'text'}: expected a line 'ID WORDS' for each recording, found no such file"
-        )
+        raise DataError(f"{folder / 'text'}: expected a line 'ID WORDS' per recording, found no such file")
     for name, words in read_transcripts(folder / "text").items():
         found = [path for path in (folder / f"{name}{suffix}" for suffix in SUFFIXES) if path.is_file()]
         if not found:
