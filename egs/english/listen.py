@@ -42,9 +42,7 @@ class Heard(NamedTuple):
 def find_recordings(folder: Path) -> Iterator[tuple[str, Path, str]]:
     """Id, recording and words of every line of `folder`/text. Raises DataError for what is not there."""
     if not (folder / "text").is_file():
-        raise DataError(
-            f"{folder / 'text'}: expected a line 'ID WORDS' for each recording, found no such file"
-        )
+        raise DataError(f"{folder / 'text'}: expected a line 'ID WORDS' per recording, found no such file")
     for name, words in read_transcripts(folder / "text").items():
         found = [path for path in (folder / f"{name}{suffix}" for suffix in SUFFIXES) if path.is_file()]
         if not found:
