@@ -28,8 +28,8 @@ from asr.weights import Storage
 def export_model(model: Path, out: Path, storage: Storage) -> int:
     """Write the model directory or run `model` to `out`; returns the bytes of its weights.
 
-    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language model. Raises ConfigError if both are
-    the same directory, TrainingError or ModelError naming what cannot be read.
+    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language model. Raises
+    ConfigError if both are the same directory, TrainingError or ModelError naming what cannot be read.
     """
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")
