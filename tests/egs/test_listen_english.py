@@ -1,4 +1,4 @@
-"""The recordings in the repository, and what is said of how they are heard, whatever the model makes of it."""
+"""The recordings in the repository, and what is said of how they are heard."""
 
 from __future__ import annotations
 
