@@ -1,4 +1,4 @@
-"""The recordings in the repository, and what is said of how they are heard."""
+"""The recordings in the repository and what is printed of them, whatever the model makes of them."""
 
 from __future__ import annotations
 
