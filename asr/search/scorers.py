@@ -49,9 +49,8 @@ def build_scorer(config: FusionConfig, model: Transducer, tokenizer: Tokenizer) 
     if config.empty:
         return None
     parts = []
-    biasing = config.biasing.scorer(
-        tokenizer
-    )  # first: a misspelt phrase is found before a large file is read
+    # First, so that a misspelt phrase is found before a large file is read.
+    biasing = config.biasing.scorer(tokenizer)
     if biasing is not None:
         parts.append(Weighted(biasing))
     if config.lm is not None:
