@@ -13,8 +13,9 @@ EXP ?= exp/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,synth]'
 	touch $@
 
-demo: .venv/ready  ## prepare, train, decode, transcribe live; DATA=DIR for real recordings
+demo: .venv/ready  ## digits: prepare, train, decode, live; then English with the model in the package
 	PATH="$(CURDIR)/$(BIN):$$PATH" egs/digits/run.sh --data-dir "$(DATA)" --exp $(EXP)
+	$(BIN)/python egs/english/listen.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest

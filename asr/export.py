@@ -28,8 +28,8 @@ from asr.weights import Storage
 def export_model(model: Path, out: Path, storage: Storage) -> int:
     """Write the model directory or run `model` to `out`; returns the bytes of its weights.
 
-    Its recipe comes along, so that it can be trained on (`asr finetune`). Raises ConfigError if both are
-    the same directory, TrainingError or ModelError naming what cannot be read.
+    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language model. Raises
+    ConfigError if both are the same directory, TrainingError or ModelError naming what cannot be read.
     """
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")
@@ -38,8 +38,11 @@ def export_model(model: Path, out: Path, storage: Storage) -> int:
     else:
         loaded, card = load_model(model), _card(model)
     save_model(out, loaded.config, loaded.network, loaded.tokenizer, card, storage)
-    if (model / RECIPE).is_file():
-        write_atomically(out / RECIPE, (model / RECIPE).read_bytes())
+    # A language model that lies elsewhere stays there.
+    own = [RECIPE, *filter(None, [loaded.config.search.fusion.lm])]
+    for name in own:
+        if (model / name).is_file() and not Path(name).is_absolute():
+            write_atomically(out / name, (model / name).read_bytes())
     return (out / WEIGHTS).stat().st_size
 
 

@@ -17,7 +17,10 @@ def train(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Corpus directory: train and dev, .jsonl.gz or .shar; repeat it to mix corpora."),
+        typer.Option(
+            help="Corpus directory: train and dev, .jsonl.gz or .shar; repeat it to mix corpora. Of a "
+            "language model: text files, one sentence a line."
+        ),
     ] = None,
     exp: Annotated[Path, typer.Option(help="Directory of the run; becomes the model directory.")] = Path(
         "exp/model"
@@ -40,26 +43,29 @@ def train(
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
-    """Train a model. Ctrl-C saves and prints the command that goes on.
+    """Train a recogniser, or a language model. Ctrl-C saves and prints the command that goes on.
 
     Several processes: torchrun --nproc-per-node N -m asr train ..., each with a GPU of its own on cuda.
     """
-    from asr.config import load_recipe, override
+    from asr.config import override
     from asr.errors import ConfigError
     from asr.forgetting import ForgettingCheck
+    from asr.train.kinds import load_any_recipe
+    from asr.train.lm_recipe import LmRecipe
     from asr.train.loop import train as run
-    from asr.train.recipe import Recipe
 
     if resume and (recipe or settings):
         raise ConfigError(
             "--resume goes on with the recipe of the run: give only --exp (and --data if it moved)"
         )
-    chosen = override(load_recipe(recipe, Recipe), settings or []) if recipe else None
+    chosen = override(load_any_recipe(recipe), settings or []) if recipe else None
     if find_batch or memory is not None:
         from asr.train.find_batch import find_batch as find
 
         if not find_batch or chosen is None or not data:
             raise ConfigError("--find-batch needs a recipe and --data; --memory is for --find-batch")
+        if isinstance(chosen, LmRecipe):
+            raise ConfigError("--find-batch is for recognisers; a language model's is batches.max_labels")
         find(chosen, data, device=device, budget_bytes=None if memory is None else int(memory * 2**30))
         return
     comparison = ForgettingCheck(device)

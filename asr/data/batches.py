@@ -26,7 +26,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -40,10 +39,8 @@ from asr.data.batch import Batch, BatchMaker, join_texts
 from asr.data.parts import MixingConfig, Pool, Visit, as_pool, fingerprint
 from asr.data.plan import (
     BatchPlan,
-    Dealing,
     EpochPlan,
     Source,
-    Turns,
     Utterance,
     number_parts,
     plain_utterances,
@@ -51,7 +48,8 @@ from asr.data.plan import (
     plan_utterances,
     split_in_buckets,
 )
-from asr.errors import AsrError, TrainingError
+from asr.data.planned import PlannedBatches
+from asr.errors import TrainingError
 
 if TYPE_CHECKING:
     from asr.features.fbank import Fbank
@@ -104,7 +102,7 @@ class BatchesConfig(Config):
         return self
 
 
-class Batches:
+class Batches(PlannedBatches[BatchPlan, Batch]):
     """Batches of `cuts`, epoch after epoch; see the module's text."""
 
     def __init__(
@@ -124,8 +122,8 @@ class Batches:
         `training=False` ignores shuffling, concatenation, mixing, augmentation and views, starts at the
         beginning and has no utterance left out: a recording that cannot be read is an AudioError.
         """
+        super().__init__(training)
         self.config = config
-        self.training = training
         self.augment = augment if augment is not None and training else AugmentConfig()
         self.pool = as_pool(cuts)
         if not len(self.pool):
@@ -141,64 +139,8 @@ class Batches:
             corrupt=config.corrupt if training else "stop",
             cache_bytes=int(config.cache_mb * 1e6) // max(1, worker_count(config.num_workers)),
         )
-        self._epoch = 0
-        self._position = 0
-        self._dealing = Dealing()
         self._fingerprint = ""
-        self._planned: tuple[int, EpochPlan] | None = None
         self._loader: DataLoader[Any] | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The rest of the epoch. Raises TokenError, and AudioError if corrupt=stop, naming the utterance."""
-        for own in self.steps():
-            yield from own
-
-    def steps(self) -> Iterator[list[Batch]]:
-        """The rest of the epoch, for each optimiser step the batches that are dealt to this process.
-
-        Raises TokenError, and AudioError if corrupt=stop, naming the utterance.
-        """
-        if not self.training:
-            self._position = 0
-        made = self._made()
-        for turns in self._turns():
-            own = [_checked(next(made)) for _ in turns.own]
-            if turns.borrowed is not None:
-                own.append(replace(_checked(next(made)), borrowed=True))
-            self._position = turns.end
-            yield own
-        self._epoch, self._position = self._epoch + 1, 0
-
-    def deal(self, dealing: Dealing) -> None:
-        """Share the batches with other processes, from the next iteration on."""
-        self._dealing = dealing
-
-    def __len__(self) -> int:
-        """Batches in the whole of this epoch, of all processes."""
-        return len(self.plans())
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that iteration goes on with."""
-        return self._epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; in the epoch under way nothing changes."""
-        if epoch != self._epoch:
-            self._epoch, self._position = epoch, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where iteration stands; batches that were handed out count as done."""
-        return {"epoch": self._epoch, "position": self._position, "fingerprint": self.fingerprint()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; raises TrainingError if the data or settings are others."""
-        if state["fingerprint"] != self.fingerprint():
-            raise TrainingError(
-                "expected the training data and batch settings of the checkpoint, found others; "
-                "restore them or start a new experiment directory"
-            )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def fingerprint(self) -> str:
         """Changes whenever the sequence of batches would: with the cuts, the settings, the augmentation."""
@@ -208,12 +150,6 @@ class Batches:
             settings = f"{older}{newer.strip('{}')}{self.augment.model_dump_json()}{self.training}"
             self._fingerprint = fingerprint(settings, self.pool)
         return self._fingerprint
-
-    def plans(self) -> EpochPlan:
-        """The batches of this epoch, as plans."""
-        if self._planned is None or self._planned[0] != self._epoch:
-            self._planned = (self._epoch, self._plan())
-        return self._planned[1]
 
     def buckets(self) -> list[list[Utterance]]:
         """Utterances of each bucket, from short to long, where the first epoch has the longest recording."""
@@ -231,7 +167,7 @@ class Batches:
         """Stop the workers; iterating again starts new ones."""
         self._loader = None
 
-    def _plan(self) -> EpochPlan:
+    def _plan(self) -> EpochPlan[BatchPlan]:
         config, epoch = self.config, self._epoch if self.training else 0
         if self.training:
             windows = self.pool.windows(config.window_shards, config.seed, epoch)
@@ -253,16 +189,6 @@ class Batches:
             window=window,
             short_first=epoch < config.curriculum_epochs,
         )
-
-    def remaining(self) -> Iterator[BatchPlan]:
-        """The batches that this process is still to make in this epoch."""
-        plans = self.plans()
-        for turns in self._turns():
-            numbers = turns.own if turns.borrowed is None else (*turns.own, turns.borrowed)
-            yield from (plans[number] for number in numbers)
-
-    def _turns(self) -> Iterator[Turns]:
-        return self._dealing.steps(self._position, len(self.plans()))
 
     def _made(self) -> Iterator[Any]:
         workers = worker_count(self.config.num_workers)
@@ -361,14 +287,6 @@ def training_texts(cuts: Iterable[Any] | Pool, config: BatchesConfig) -> Iterato
         for u in window_utterances(pool, visits, config, SpeedConfig(), 0, window):
             if len(u.parts) > 1:
                 yield join_texts(pool.words(number).text for number in u.parts)
-
-
-def _checked(made: Any) -> Batch:
-    """A worker's batch; raises the error that it found."""
-    if isinstance(made, AsrError):
-        raise made
-    assert isinstance(made, Batch)
-    return made
 
 
 def _identity(item: Any) -> Any:

@@ -22,11 +22,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from asr.data.augment import ConcatenateConfig, SpeedConfig, draw_speed
+
+P = TypeVar("P")
+"""The plan of a batch."""
 
 KEPT_WINDOWS = 2
 """The one that is being heard, and the one that workers look ahead into."""
@@ -98,29 +101,37 @@ class Dealing:
             yield Turns(own, first if self.in_step and len(own) < most else None, last)
 
 
-class EpochPlan(Sequence[BatchPlan]):
+class Packed(NamedTuple):
+    """One batch, of whatever was packed."""
+
+    rows: list[int]
+    seed: int
+    """As BatchPlan has it."""
+
+
+class EpochPlan(Sequence[P]):
     """The batches of an epoch, planned window by window; of the plans only the last two are kept.
 
     To know how many there are, all windows are planned once, in the first use: some 15 s for a million
     utterances. From then on any batch is found by its number.
     """
 
-    def __init__(self, windows: int, plan: Callable[[int], list[BatchPlan]]) -> None:
+    def __init__(self, windows: int, plan: Callable[[int], list[P]]) -> None:
         self._windows, self._plan = windows, plan
-        self._kept: OrderedDict[int, list[BatchPlan]] = OrderedDict()
+        self._kept: OrderedDict[int, list[P]] = OrderedDict()
         self._starts = np.cumsum([0, *(len(self._window(number)) for number in range(windows))])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+    def __getitem__(self, number: int) -> P:  # type: ignore[override]
         """The plan of a batch."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         window = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._window(window)[number - int(self._starts[window])]
 
-    def _window(self, number: int) -> list[BatchPlan]:
+    def _window(self, number: int) -> list[P]:
         if number in self._kept:
             self._kept.move_to_end(number)
         else:
@@ -170,24 +181,49 @@ def plan_batches(
     short_first: bool = False,
 ) -> list[BatchPlan]:
     """Batches of at most `max_duration_s` padded seconds; a longer utterance is a batch of its own."""
-    if not utterances:
+    batches = pack(
+        np.array([u.duration_s for u in utterances]),
+        most=max_duration_s,
+        count=max_utterances,
+        num_buckets=num_buckets,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        window=window,
+        short_first=short_first,
+    )
+    return [BatchPlan(tuple(utterances[i] for i in batch.rows), batch.seed) for batch in batches]
+
+
+def pack(
+    sizes: np.ndarray,
+    *,
+    most: float,
+    count: int,
+    num_buckets: int,
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+    window: int = 0,
+    short_first: bool = False,
+) -> list[Packed]:
+    """Batches of what has these sizes (N,): the largest times their number is at most `most`, and their
+    number at most `count`; what is larger than `most` is a batch of its own.
+    """
+    if not len(sizes):
         return []
     place = _place(window)
     rng = np.random.default_rng([seed, epoch, PLAN, 1, *place[1:]])
-    durations = np.array([u.duration_s for u in utterances])
-    order = np.argsort(durations, kind="stable")
+    order = np.argsort(sizes, kind="stable")
     if shuffle:
-        order = _shuffle_in_buckets(order, durations, num_buckets, rng)
-    batches = _pack(order, durations, max_duration_s, max_utterances)
+        order = _shuffle_in_buckets(order, sizes, num_buckets, rng)
+    batches = _pack(order, sizes, most, count)
     if shuffle and short_first:
-        batches.sort(key=lambda batch: durations[batch].max())
+        batches.sort(key=lambda batch: sizes[batch].max())
     elif shuffle:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     seeds = np.random.default_rng([seed, epoch, FEATURES, *place]).integers(2**62, size=len(batches))
-    return [
-        BatchPlan(tuple(utterances[i] for i in batch), int(batch_seed))
-        for batch, batch_seed in zip(batches, seeds, strict=True)
-    ]
+    return [Packed(batch, int(own)) for batch, own in zip(batches, seeds, strict=True)]
 
 
 def split_in_buckets(utterances: Sequence[Utterance], num_buckets: int) -> list[list[Utterance]]:

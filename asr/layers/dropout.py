@@ -32,6 +32,21 @@ class Dropout(nn.Dropout):
         return _Masked.apply(input, *_draw(input, self.p))  # type: ignore[no-any-return]
 
 
+class LockedDropout(nn.Module):
+    """Variational dropout (Gal and Ghahramani 2016): one mask for all frames of a sequence (B, T, D)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of the channels of every row, in training."""
+        if not self.training or self.dropout.p == 0:
+            return x
+        mask: Tensor = self.dropout(torch.ones_like(x[:, :1]))
+        return x * mask
+
+
 class _Masked(torch.autograd.Function):
     """x times a mask and a scale; keeps the mask alone."""
 

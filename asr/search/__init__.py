@@ -11,6 +11,7 @@ from asr.errors import ConfigError
 from asr.lms import Scorer
 from asr.search.beam import BeamSearch
 from asr.search.ctc import CtcGreedySearch
+from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.greedy import GreedySearch
 from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Settled, Token
 from asr.search.scorers import FusionConfig, build_scorer
@@ -55,12 +56,13 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
     if model.ctc is None:
         raise ConfigError("search.head=ctc: this model has no CTC head; use search.head=transducer")
     if config.method == "beam":
-        raise ConfigError("search.method=beam: expected head transducer, found ctc; use search.method=greedy")
+        return CtcBeamSearch(model, config.beam, margin=config.margin, scorer=scorer)
     return CtcGreedySearch(model)
 
 
 __all__ = [
     "BeamSearch",
+    "CtcBeamSearch",
     "CtcGreedySearch",
     "FusionConfig",
     "GreedySearch",

@@ -30,7 +30,7 @@ from asr.lms.base import Scorer
 from asr.search.arena import NOTHING
 from asr.search.fusion import Fusion
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
-from asr.search.hypothesis import Hypothesis, SearchOutput, Token
+from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token
 from asr.search.prefixes import Frame, Prefixes, Step, best_of, equal_parents, extend, joined, merge, stay
 from asr.transducer import Transducer
 
@@ -166,6 +166,20 @@ class CtcBeamSearch:
         return [row[k] for row, k in zip(self._waiting(state), best, strict=True)]
 
     @torch.inference_mode()
+    def settle(self, state: CtcBeamState) -> Settled:
+        """The best path of each stream, if it ends here, is left alone; its runs that ended are final."""
+        end = self.scorer.end(_flatten(state.rows).scorer).view_as(state.prefixes.fused)
+        best = (state.prefixes.total + end).argmax(dim=1)
+        kept, others = self._alone(state.prefixes, best)
+        kept = kept.without(others | kept.open, others | ~kept.open)
+        halves = best + self.beam * state.prefixes.open.gather(1, best[:, None])[:, 0]
+        tokens = [row[k] for row, k in zip(unpack(state.tails), halves.tolist(), strict=True)]
+        rows = states.map_tensors(lambda x: x[torch.arange(len(best)), best], state.rows)
+        rows = states.map_tensors(lambda x: x[:, None].expand(-1, self.beam, *x.shape[1:]).clone(), rows)
+        tails = replace(state.tails, lengths=torch.zeros_like(state.tails.lengths))
+        return Settled(tokens, CtcBeamState(kept, rows, tails, state.frame))
+
+    @torch.inference_mode()
     def restart(self, state: CtcBeamState, said: Sequence[Sequence[int]]) -> CtcBeamState:
         """One prefix per stream: the best one, which goes on to wait with what was not given out.
 
@@ -183,8 +197,7 @@ class CtcBeamSearch:
             there, label = (x.repeat_interleave(width) for x in (there, label))
             rows = states.where(there, self._say(rows, label), rows)
         best = state.prefixes.total.argmax(dim=1)
-        kept = states.map_tensors(lambda x: x.gather(1, best[:, None]).expand_as(x).clone(), state.prefixes)
-        others = torch.arange(width, device=device) > 0
+        kept, others = self._alone(state.prefixes, best)
         tails = states.map_tensors(
             lambda x: x[torch.arange(batch, device=device)[:, None], self._halves(best)], state.tails
         )
@@ -194,6 +207,11 @@ class CtcBeamSearch:
     def frames(self, state: CtcBeamState) -> Tensor:
         """(B,) int64: frames searched so far."""
         return state.frame
+
+    def _alone(self, prefixes: Prefixes, best: Tensor) -> tuple[Prefixes, Tensor]:
+        """The prefix `best` (B,) of each stream in every place, and the places (K,) to be emptied."""
+        kept = states.map_tensors(lambda x: x.gather(1, best[:, None]).expand_as(x).clone(), prefixes)
+        return kept, torch.arange(self.beam, device=best.device) > 0
 
     def _halves(self, prefix: Tensor) -> Tensor:
         """(B, 2 K) the tails of prefixes (B,): of all that end in blank, of all that end in the label."""

@@ -117,10 +117,6 @@ class GreedySearch:
         """(B,) int64: frames searched so far."""
         return state.frame
 
-    def pending(self, state: GreedyState) -> list[list[Token]]:
-        """Nothing: what was emitted stays."""
-        return self.flush(state)
-
 
 def _tokens(found: Emissions, before: Tensor) -> list[list[Token]]:
     """What was put out, with its frames counted from the start of the streams, `before` (B,) this chunk."""

@@ -49,7 +49,7 @@ def build_scorer(config: FusionConfig, model: Transducer, tokenizer: Tokenizer) 
     if config.empty:
         return None
     parts = []
-    # First, so that a misspelt phrase is found before a large file is read.
+    # First: a misspelt phrase is found before a large file is read.
     biasing = config.biasing.scorer(tokenizer)
     if biasing is not None:
         parts.append(Weighted(biasing))

@@ -8,7 +8,7 @@ from asr.features.fbank import Fbank
 from asr.train.setup import RunSetup
 
 
-def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> list[tuple[str, str]]:
+def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: str) -> list[tuple[str, str]]:
     """What the model is, how it was trained, what was measured; names and values."""
     info, recipe, network = setup.info, setup.recipe, setup.network
     environment = info.environment
@@ -26,7 +26,7 @@ def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: float) -> l
         ("corpus", f"{info.corpus} ({len(setup.batches.pool)} training recordings)"),
         ("dev WER", f"{100 * dev_wer:.2f} % ({weights})"),
         *([] if info.initial is None else [("began as", info.initial.described)]),
-        ("trained", f"at {throughput:.0f} utterance-seconds per second on {environment.hardware}"),
+        ("trained", f"at {throughput} on {environment.hardware}"),
         ("started", f"{environment.started}, {software}"),
     ]
 

@@ -3,9 +3,9 @@
 ::
 
     checkpoints/step-000120/
-        model.safetensors       weights and feature statistics; with training.ema the average
-        trained.safetensors     with training.ema: the weights that training goes on with
-        optimizer.safetensors   AdamW's moments
+        model.safetensors       weights and feature statistics; with training.ema or nt-asgd the average
+        trained.safetensors     with these: the weights that training goes on with
+        optimizer.safetensors   AdamW's moments; SGD has none
         progress.json           step, epoch, place in the data, dev WER
 
 Nothing in it depends on how many processes train, and no random generator's state is needed: what is drawn
@@ -50,13 +50,15 @@ class Progress(BaseModel):
     epoch: int = 0
     """Epochs completed."""
     data: dict[str, Any] = {}
-    """Where the batches stand (Batches.state_dict)."""
+    """Where the batches stand (PlannedBatches.state_dict)."""
     total_steps: int = 0
     """Length of the schedule, fixed when training began."""
     batches_per_step: int = 0
     """Batches of all processes in an optimiser step, fixed with it; 0: as many as the recipe accumulates."""
     heard_s: float = 0.0
     """Seconds of speech trained on."""
+    labels: int = 0
+    """Labels trained on."""
     spent_s: float = 0.0
     """Seconds that training took, validation left out."""
     utterances: int = 0
@@ -67,6 +69,26 @@ class Progress(BaseModel):
     """Word error rate on dev at this checkpoint, if it was measured."""
     dev_loss: float | None = None
     """Nats per label on dev, measured with it."""
+    dev_perplexity: float | None = None
+    """Of a language model, per word, in place of the error rate."""
+    dev_losses: list[float] = []
+    """nt-asgd: all of them until averaging began."""
+    averaging_since: int | None = None
+    """nt-asgd: steps that were done when averaging began."""
+
+    @property
+    def error(self) -> float | None:
+        """What the best checkpoints are chosen by; None if it was not measured at this one."""
+        return self.dev_perplexity if self.dev_wer is None else self.dev_wer
+
+    def note(self, numbers: dict[str, float]) -> None:
+        """Set what was measured on dev, by name."""
+        for name, value in numbers.items():
+            setattr(self, name, value)
+
+    def forget(self) -> None:
+        """Dev was not measured any more with the weights as they are now."""
+        self.dev_wer = self.dev_perplexity = None
 
 
 def save_checkpoint(
@@ -79,12 +101,12 @@ def save_checkpoint(
     """Write a checkpoint under `directory` and return its path; `moments` are those of `gather_moments`.
 
     `trained` are the weights to go on with (`gather_trained`), if `network` holds their average. Where this
-    step was saved before, the weights are the same: only a dev WER is added.
+    step was saved before, the weights are the same: only what was measured on dev is added.
     """
     final = directory / f"{PREFIX}{progress.step:06d}"
     content = progress.model_dump_json(indent=1).encode()
     if final.exists():
-        if progress.dev_wer is not None:
+        if progress.error is not None:
             write_atomically(final / PROGRESS, content)
         return final
     aside = directory / f".{final.name}"
@@ -145,7 +167,7 @@ def gather_trained(network: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter index, whole; where it is sharded, all processes must ask for it."""
+    """The optimiser's state by parameter index, whole; where it is sharded, all processes must ask for it."""
     tensors: dict[str, Tensor] = {}
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
@@ -168,9 +190,9 @@ def latest(directory: Path) -> Path:
 
 
 def best(directory: Path, count: int) -> list[Path]:
-    """The `count` checkpoints of lowest dev WER, best first; among equals that of lowest loss."""
+    """The `count` checkpoints of lowest error on dev, best first; among equals that of lowest loss."""
     scored = [(read_progress(path), path) for path in checkpoints(directory)]
-    measured = [(p.dev_wer, p.dev_loss or 0.0, -p.step, path) for p, path in scored if p.dev_wer is not None]
+    measured = [(p.error, p.dev_loss or 0.0, -p.step, path) for p, path in scored if p.error is not None]
     return [path for *_, path in sorted(measured)[:count]]
 
 

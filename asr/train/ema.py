@@ -30,10 +30,10 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights that optimiser step `step` (from 0) has left."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([*_here(self.average)], [*_here(self.trained)], 1 - decay)
+        torch._foreach_lerp_([*weights_here(self.average)], [*weights_here(self.trained)], 1 - decay)
 
 
-def _here(network: nn.Module) -> Iterator[Tensor]:
+def weights_here(network: nn.Module) -> Iterator[Tensor]:
     """The parameters of a network, of those that are spread over processes what is here."""
     for parameter in network.parameters():
         local = getattr(parameter, "to_local", None)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from asr.config import load_config, override
 from asr.errors import ConfigError
 from asr.model_directory import LoadedModel, load_model
+from asr.search import FusionConfig
 from asr.train.initial import tensor_shapes
 from asr.train.optim import OptimizerConfig
 from asr.train.recipe import Recipe
@@ -57,7 +58,9 @@ def _own_recipe(model: Path, loaded: LoadedModel) -> Recipe:
     """The model's recipe.yaml, of a model without one the defaults; config.yaml decides what it is."""
     path, config = model / RECIPE, loaded.config
     recipe = load_config(path, Recipe) if path.is_file() else Recipe(name=model.resolve().name)
-    own = {"features": config.features, "network": config.network, "search": config.search}
+    # The language model of a model lies beside it, and speaks of other texts than those that are to come.
+    search = config.search.model_copy(update={"fusion": FusionConfig()})
+    own = {"features": config.features, "network": config.network, "search": search}
     return recipe.model_copy(update={**own, "tokenizer": loaded.tokenizer.config})
 
 

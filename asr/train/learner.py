@@ -1,7 +1,7 @@
 """What learns in a run, in one process: a network, its optimiser and, if asked for, the average that is kept.
 
 The network of the run itself learns, unless it is to be sharded (asr.train.sharding) or averaged
-(asr.train.ema): then copies do, and it holds what is kept, for all that is not training.
+(asr.train.ema, asr.train.asgd): then copies do, and it holds what is kept, for all that is not training.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import NamedTuple
 from torch import nn
 
 from asr.train import checkpoint
+from asr.train.asgd import TriggeredAverage, is_triggered
 from asr.train.distributed import World
 from asr.train.ema import WeightAverage
 from asr.train.gradients import divide_gradients, sum_gradients
 from asr.train.optim import build_optimizer, learning_rate
-from asr.train.recipe import Recipe
 from asr.train.sharding import gather_weights, shard, whole
+from asr.train.task import AnyRecipe
 from asr.transducer import Transducer
 
 
@@ -35,17 +36,20 @@ class Update(NamedTuple):
 class Learner:
     """Made once `network` has the weights to begin with."""
 
-    trained: Transducer
+    trained: nn.Module
     """What gradients are taken of."""
 
-    def __init__(self, network: Transducer, recipe: Recipe, world: World) -> None:
+    def __init__(self, network: nn.Module, recipe: AnyRecipe, world: World) -> None:
         self._network, self._recipe, self._world = network, recipe, world
         self.sharded = recipe.training.sharding == "fsdp2" and world.size > 1
-        self._kept = self.trained = shard(network, world) if self.sharded else network
-        self._average: WeightAverage | None = None
+        self._kept = self.trained = self._copy() if self.sharded else network
+        self._average: WeightAverage | TriggeredAverage | None = None
         if recipe.training.ema:
-            self.trained = shard(network, world) if self.sharded else copy.deepcopy(network)
+            self.trained = self._copy()
             self._average = WeightAverage(recipe.training.ema, self.trained, self._kept)
+        elif recipe.optimizer.kind == "nt-asgd":
+            self.trained = self._copy()
+            self._average = TriggeredAverage(self.trained, self._kept)
         self._parameters = list(self.trained.parameters())
         self._optimizer = build_optimizer(recipe.optimizer, self.trained)
 
@@ -71,10 +75,29 @@ class Learner:
         usable = norm < float("inf") and labels > 0
         if usable:
             self._optimizer.step()
-            if self._average is not None:
+            if isinstance(self._average, TriggeredAverage):
+                self._average.update(progress.step, progress.averaging_since)
+            elif self._average is not None:
                 self._average.update(progress.step)
         self._optimizer.zero_grad(set_to_none=True)
         return Update(lr, norm, usable)
+
+    def validated(self, loss: float, progress: checkpoint.Progress) -> bool:
+        """Take note of the loss on dev, nats per label; whether averaging begins with it (asr.train.asgd)."""
+        if not isinstance(self._average, TriggeredAverage) or progress.averaging_since is not None:
+            return False
+        progress.dev_losses.append(loss)
+        if not is_triggered(progress.dev_losses, self._recipe.optimizer.patience):
+            return False
+        progress.averaging_since = progress.step
+        return True
+
+    def _copy(self) -> nn.Module:
+        """The network again, sharded if it is to be."""
+        if not self.sharded:
+            return copy.deepcopy(self._network)
+        assert isinstance(self._network, Transducer)
+        return shard(self._network, self._world)
 
     def gather(self) -> None:
         """Bring what is kept into the network of the run; all processes must."""

@@ -19,6 +19,7 @@ from asr.train.metrics import LOG, NoLog, RunLog
 from asr.train.recipe import Recipe
 from asr.train.setup import CHECKPOINTS
 from asr.train.step import BatchResult
+from asr.train.task import AnyRecipe
 
 TOLERATED = 10
 """Utterances that may be left out whatever their share, so that the first batches of a run decide nothing."""
@@ -29,8 +30,9 @@ MAX_SKIPPED = 20
 class LeftOut:
     """What a run leaves out; its `world` ends all processes with an error that all of them find."""
 
-    def __init__(self, recipe: Recipe, exp: Path, world: World, say: Callable[[str], None]) -> None:
-        self._policy, self._most = recipe.training.non_finite, recipe.batches.max_corrupt
+    def __init__(self, recipe: AnyRecipe, exp: Path, world: World, say: Callable[[str], None]) -> None:
+        self._policy = recipe.training.non_finite
+        self._most = recipe.batches.max_corrupt if isinstance(recipe, Recipe) else 0.0  # text cannot be
         self._exp, self._world, self._say = exp, world, say
         self._steps = 0
 

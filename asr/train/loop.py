@@ -6,7 +6,7 @@ A run lives in one directory:
 
     EXP/recipe.yaml, run.yaml     what was trained, on what, with which software
     EXP/tokenizer.*               made from the training texts before the first step
-    EXP/log.jsonl, tensorboard/   losses, learning rate, gradient norms, dev WER
+    EXP/log.jsonl, tensorboard/   losses, learning rate, gradient norms, dev WER or perplexity
     EXP/checkpoints/step-*/       the best and the newest (asr.train.checkpoint)
     EXP/model.safetensors, ...    at the end EXP is a model directory (asr.train.finish)
     EXP/forgetting.yaml           where a fine-tuning compares before and after (asr.forgetting)
@@ -25,30 +25,27 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
 
-from asr.data.batch import Batch
 from asr.data.plan import Dealing
 from asr.errors import AsrError, TrainingError
 from asr.interrupt import Interrupt
 from asr.model_directory import CARD, WEIGHTS, load_weights
-from asr.search import build_search
 from asr.train import checkpoint
 from asr.train.distributed import World, started
 from asr.train.finish import finish
 from asr.train.initial import Initial
+from asr.train.kinds import is_begun, open_task, resume_task, start_task
 from asr.train.learner import Learner
 from asr.train.left_out import LeftOut
 from asr.train.metrics import NoLog, RunLog, Stopwatch
-from asr.train.preflight import Cost, preflight
 from asr.train.progress import TrainingProgress
-from asr.train.recipe import Recipe
-from asr.train.setup import CHECKPOINTS, RunSetup, is_run, open_run, resume_run, start_run
-from asr.train.step import BatchResult, Share, in_order, train_batch
-from asr.train.validate import validate
+from asr.train.setup import CHECKPOINTS
+from asr.train.step import BatchResult, Share, in_order
+from asr.train.task import AnyRecipe, Cost, Task
 
 
 class Outcome(NamedTuple):
@@ -59,10 +56,14 @@ class Outcome(NamedTuple):
     """False if it was interrupted; resume it."""
     dev_wer: float | None
     """Of the weights that were kept, if this call ended the run."""
+    dev_perplexity: float | None = None
+    """Per word, of a language model."""
 
 
 class Comparison(Protocol):
-    """What a run measures beside its own training, on the main process; `say` prints a line."""
+    """What a run that began with a model measures beside its own training, on the main process; `say` prints
+    a line.
+    """
 
     def before(self, exp: Path, say: Callable[[str], None]) -> None:
         """Before the first step of the run in `exp`."""
@@ -72,7 +73,7 @@ class Comparison(Protocol):
 
 
 def train(
-    recipe: Recipe | None,
+    recipe: AnyRecipe | None,
     data: Path | Sequence[Path] | None,
     exp: Path,
     *,
@@ -83,7 +84,8 @@ def train(
     device: str = "cpu",
     console: Console | None = None,
 ) -> Outcome:
-    """Train `recipe` on the corpus directory `data`, or several, into `exp`, or go on with the run in `exp`.
+    """Train `recipe` on the corpus directory `data`, or several, into `exp`, or go on with the run in `exp`;
+    a language model's data are text files.
 
     A new run has the first weights of the model that `initial` names, or fresh ones. With `resume`, `data`
     says where the corpora have moved, if they have. Raises TrainingError, DataError or
@@ -94,18 +96,18 @@ def train(
     corpora = [data] if isinstance(data, Path) else list(data or ())
     with started(device) as world:
         if world.restarts and recipe is not None and corpora:
-            resume = resume or world.from_main(lambda: is_run(exp, recipe, corpora, initial))
+            resume = resume or world.from_main(lambda: is_begun(exp, recipe, corpora, initial))
 
-        def begin() -> RunSetup:
+        def begin() -> Task:
             if resume:
-                return resume_run(exp, corpora)
+                return resume_task(exp, corpora)
             if recipe is None or not corpora:
                 raise TrainingError("a new run needs a recipe and a corpus directory; --resume needs neither")
-            return start_run(recipe, corpora, exp, world, initial)
+            return start_task(recipe, corpora, exp, world, initial)
 
-        setup = world.main_first(begin, lambda: open_run(exp))
+        task = world.main_first(begin, lambda: open_task(exp))
         console = (console or Console()) if world.main else Console(quiet=True)
-        return Trainer(setup, exp, world, console, profile, comparison).run(resume)
+        return Trainer(task, exp, world, console, profile, comparison).run(resume)
 
 
 class Trainer:
@@ -116,20 +118,20 @@ class Trainer:
 
     def __init__(
         self,
-        setup: RunSetup,
+        task: Task,
         exp: Path,
         world: World,
         console: Console,
         profile: bool = False,
         comparison: Comparison | None = None,
     ) -> None:
-        self.setup, self.exp, self.world, self.console, self.profile = setup, exp, world, console, profile
-        self.comparison = comparison if world.main else None
-        self.recipe, self.batches, self.options = setup.recipe, setup.batches, setup.recipe.training
-        self.network = setup.network.to(world.device)
+        self.task, self.exp, self.world, self.console, self.profile = task, exp, world, console, profile
+        self.comparison = comparison if world.main and task.initial is not None else None
+        self.recipe, self.batches, self.options = task.recipe, task.batches, task.recipe.training
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
-        self.search = build_search(self.recipe.search, self.network)
+        task.place(world.device)
+        self.network = task.network
         self.progress = checkpoint.Progress()
         self.clock = Stopwatch()
         self.left_out = LeftOut(self.recipe, exp, world, self._say)
@@ -157,12 +159,12 @@ class Trainer:
             if self.stopping:
                 return self._interrupted()
         self.left_out.say_total(self.progress)
-        wer = finish(self.setup, self.exp, self.progress, self.search, self._say, self.world)
+        dev = finish(self.task, self.exp, self.progress, self._say, self.world).numbers
         if self.profile:
             self._say_profile()
         self._compare()
         self._say(f"model: {self.exp}")
-        return Outcome(self.exp, True, wer)
+        return Outcome(self.exp, True, dev.get("dev_wer"), dev.get("dev_perplexity"))
 
     def _resume(self) -> None:
         path = self.world.from_main(lambda: checkpoint.latest(self.exp / CHECKPOINTS))
@@ -179,7 +181,7 @@ class Trainer:
         self.world.main_first(load_network, load_network)
         self.learner = Learner(self.network, self.recipe, self.world)
         self.progress = self.world.main_first(load_rest, load_rest)
-        self.progress.dev_wer = None
+        self.progress.forget()
         self.progress.batches_per_step = self.progress.batches_per_step or self.options.accumulate
         self._deal()
         self._say(f"resuming at step {self.progress.step} from {path}")
@@ -196,15 +198,14 @@ class Trainer:
         self._deal()
         self._say(
             f"{cost.parameters / 1e6:.2f} M parameters · {self.options.epochs} epochs of {steps} steps · "
-            f"about {cost.frames_per_second:,.0f} frames/s · memory {cost.peak_bytes / 2**20:,.0f} MiB"
+            f"about {cost.per_second:,.0f} {cost.unit}/s · memory {cost.peak_bytes / 2**20:,.0f} MiB"
             + (f", each of {processes} processes" if processes > 1 else "")
         )
         self._save()
 
     def _check(self) -> Cost:
         """What would keep the run from its end, and what it costs."""
-        self.network.check_steps(self.progress.total_steps)
-        cost = preflight(self.setup)
+        cost = self.task.check(self.progress.total_steps)
         if self.comparison is not None:
             self.comparison.before(self.exp, self._say)
         return cost
@@ -225,7 +226,7 @@ class Trainer:
                 )
             )
         self.batches.deal(Dealing(self.world.rank, processes, per_step, in_step=self.learner.sharded))
-        self.setup.dev.deal(Dealing(self.world.rank, processes, processes))
+        self.task.dev.deal(Dealing(self.world.rank, processes, processes))
 
     def _is_finished(self) -> bool:
         return self.progress.epoch == self.options.epochs and (self.exp / CARD).exists()
@@ -254,7 +255,7 @@ class Trainer:
         if last or self.progress.epoch % self.options.validate_every == 0:
             self._validate(log, display)
 
-    def _go_through(self, steps: Iterator[list[Batch]], interrupt: Interrupt) -> Share | None:
+    def _go_through(self, steps: Iterator[list[Any]], interrupt: Interrupt) -> Share | None:
         """The gradients of this process's batches of the next step; None at the end of the epoch."""
         try:
             with self.clock("data"):
@@ -272,14 +273,12 @@ class Trainer:
         due = self.world.main and minutes > self.options.checkpoint_minutes
         return Share(own, stop=interrupt.requested, save=due)
 
-    def _backward(self, batch: Batch) -> BatchResult:
-        return train_batch(
+    def _backward(self, batch: Any) -> BatchResult:
+        return self.task.backward(
             self.learner.trained,
             batch,
-            precision=self.options.precision,
             clock=self.clock,
             step=self.progress.step,
-            seed=self.options.seed,
             in_step=self.learner.sharded,
         )
 
@@ -301,6 +300,7 @@ class Trainer:
     ) -> None:
         """One optimiser step from the gradients of `results`; none if they are not finite."""
         progress, labels = self.progress, sum(result.labels for result in results)
+        progress.labels += labels
         for result in results:
             self.left_out.utterances(result, progress, log)
             progress.heard_s += result.duration_s
@@ -319,12 +319,14 @@ class Trainer:
     def _validate(self, log: RunLog | NoLog, display: TrainingProgress) -> None:
         with self.clock("validation"):
             self.learner.gather()
-            dev = validate(self.network, self.search, self.setup.dev, self.setup.tokenizer, self.world)
-        self.progress.dev_wer, self.progress.dev_loss = dev.wer, dev.loss
-        log.write("dev", self.progress.step, dev_wer=dev.wer, dev_loss=dev.loss, epoch=self.progress.epoch)
-        display.validated(self.progress.epoch, dev.wer, dev.loss)
+            dev = self.task.validate(self.world)
+        self.progress.note(dev.numbers)
+        log.write("dev", self.progress.step, **dev.numbers, epoch=self.progress.epoch)
+        display.validated(self.progress.epoch, dev.headline, dev.loss)
+        if self.learner.validated(dev.loss, self.progress):
+            self._say(f"step {self.progress.step}: averaging of the weights begins")
         self._save()
-        self.progress.dev_wer = None
+        self.progress.forget()
 
     def _save(self) -> Path:
         self.progress.data = self.batches.state_dict()
@@ -341,8 +343,7 @@ class Trainer:
         return Outcome(self.exp, False, None)
 
     def _say_profile(self) -> None:
-        throughput = self.progress.heard_s / max(self.progress.spent_s, 1e-9)
-        self._say(f"throughput {throughput:.0f} utterance-seconds per second")
+        self._say(f"throughput {self.task.throughput(self.progress)}")
         for part, share in self.clock.shares().items():
             self._say(f"  {part:<12} {100 * share:5.1f} %  {self.clock.seconds[part]:8.1f} s")
 

@@ -1,7 +1,8 @@
-"""AdamW with linear warm-up and cosine decay.
+"""AdamW or NT-ASGD, with linear warm-up and cosine decay.
 
 Weight decay acts on matrices only: biases, norms and embeddings are left alone (Loshchilov and Hutter 2019
-for AdamW; the exclusion is common practice).
+for AdamW; the exclusion is common practice). NT-ASGD is plain SGD, the averaging of whose weights begins by
+itself (asr.train.asgd); it wants a learning rate of 1 to 30 that stays: warmup_steps 0, final_lr 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """The optimiser and its learning-rate schedule."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "nt-asgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     """Highest learning rate, at the end of the warm-up."""
     warmup_steps: int = Field(200, ge=0)
@@ -31,10 +32,13 @@ class OptimizerConfig(Config):
     """Learning rate at the end, as a share of `lr`."""
     weight_decay: float = Field(1e-2, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """adamw."""
+    patience: int = Field(5, ge=1)
+    """nt-asgd: validations without a lower loss after which averaging begins."""
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model`, matrices decayed and the rest not."""
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over the parameters of `model`, matrices decayed and the rest not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.dim() > 1 and id(p) not in embeddings]
@@ -43,6 +47,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Ad
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
+    if config.kind == "nt-asgd":
+        return torch.optim.SGD(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 

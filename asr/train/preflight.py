@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,22 +23,13 @@ from asr.text.tokenizer import Tokenizer
 from asr.train.metrics import Stopwatch
 from asr.train.setup import RunSetup, Utterance
 from asr.train.step import train_batch
+from asr.train.task import Cost
 from asr.transducer import Transducer
 
 SHOWN_IDS = 5
 NORM_BATCHES = 50
 """Batches from which the feature statistics are measured: enough for means to three digits."""
 TRIAL_BATCHES = 3
-
-
-class Cost(NamedTuple):
-    """What some trial batches cost."""
-
-    parameters: int
-    frames_per_second: float
-    """Feature frames trained per second, forward and backward."""
-    peak_bytes: int
-    """Largest memory of the process so far."""
 
 
 def preflight(setup: RunSetup) -> Cost:

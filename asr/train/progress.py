@@ -48,6 +48,6 @@ class TrainingProgress:
         status = f"epoch {epoch + 1} · loss {loss:.3f} · gradient {grad_norm:.2f}"
         self._bar.update(self._task, completed=step, status=status)
 
-    def validated(self, epoch: int, wer: float, loss: float) -> None:
+    def validated(self, epoch: int, headline: str, loss: float) -> None:
         """A line that stays: the dev result of an epoch."""
-        self._console.print(f"epoch {epoch:3d} · dev WER {100 * wer:6.2f} % · dev loss per label {loss:.4f}")
+        self._console.print(f"epoch {epoch:3d} · {headline} · dev loss per label {loss:.4f}")

@@ -36,7 +36,8 @@ class TrainingConfig(Config):
     validate_every: int = Field(1, ge=1)
     """Epochs between validations on dev (also checkpoints)."""
     keep_best: int = Field(5, ge=1)
-    """Checkpoints kept, by dev WER; the final weights are their average unless the best has a lower loss."""
+    """Checkpoints kept, by dev WER (perplexity of a language model); the final weights are their average
+    unless the best has a lower loss."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of a running average of the weights, e.g. 0.999, which is validated and kept in place of them
     (asr.train.ema); 0 is without."""
@@ -47,6 +48,15 @@ class TrainingConfig(Config):
     """What each of several processes holds: the whole network, or a part of it (asr.train.sharding)."""
     threads: int = Field(0, ge=0)
     """CPU threads of the network; 0 leaves torch's choice."""
+
+
+def check_averaging(optimizer: OptimizerConfig, training: TrainingConfig) -> None:
+    """Raise ValueError if two averages of the weights would be kept, or parts of one."""
+    if optimizer.kind == "nt-asgd" and (training.ema or training.sharding != "none"):
+        raise ValueError(
+            "optimizer.kind=nt-asgd keeps an average of the weights itself: leave training.ema at 0 and "
+            "training.sharding at none"
+        )
 
 
 class Recipe(Config):
@@ -69,6 +79,11 @@ class Recipe(Config):
             raise ValueError("search.head=ctc needs a CTC head: set network.loss.ctc.weight above 0")
         if self.search.head == "transducer" and self.network.loss.transducer.weight == 0:
             raise ValueError("search.head=transducer needs network.loss.transducer.weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Recipe:
+        check_averaging(self.optimizer, self.training)
         return self
 
     @model_validator(mode="after")

@@ -99,17 +99,22 @@ def start_run(
     """A new run in `exp`; raises TrainingError if there is one already."""
     if initial is not None and exp.resolve() == Path(initial.model):
         raise TrainingError(f"--exp {exp}: this is the model to begin with; choose another directory")
-    if checkpoints(exp / CHECKPOINTS):
-        raise TrainingError(
-            f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
-            "or choose another directory"
-        )
+    refuse_second_run(exp)
     setup = prepare_run(recipe, data, world, initial)
     exp.mkdir(parents=True, exist_ok=True)
     setup.tokenizer.save(exp)
     save_config(setup.info, exp / RUN)
     save_config(recipe, exp / RECIPE)
     return setup
+
+
+def refuse_second_run(exp: Path) -> None:
+    """Raise TrainingError if there is a run in `exp`."""
+    if checkpoints(exp / CHECKPOINTS):
+        raise TrainingError(
+            f"{exp}: there is a run in this directory; go on with `asr train --resume --exp {exp}` "
+            "or choose another directory"
+        )
 
 
 def prepare_run(

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from asr.data.batch import Batch
+from asr.data.texts import TextBatch
 from asr.errors import AsrError
+from asr.lms import NeuralLm
 from asr.train.metrics import Stopwatch
 from asr.transducer import Transducer
 
@@ -104,6 +106,28 @@ def train_batch(
             encoded.y.backward(boundary.grad)  # type: ignore[no-untyped-call]
     lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=False) if not good)
     return BatchResult(float(total.detach()), labels, lost, batch.duration_s, planned, batch.corrupt)
+
+
+def train_texts(
+    network: NeuralLm, batch: TextBatch, *, precision: str, clock: Stopwatch, seed: int = 0
+) -> BatchResult:
+    """The same for sentences and a language model: labels and the ends of sentences are counted, and the
+    loss is that without the penalties, which are in the gradients.
+    """
+    device = next(network.parameters()).device
+    _seed(device, seed, batch.seed)
+    with clock("model"):
+        labels, lengths = batch.labels.to(device), batch.lengths.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            losses = network.losses(labels, lengths)
+        finite = torch.isfinite(losses.nats.detach() + losses.penalty.detach())
+        zero = torch.zeros_like(losses.nats)
+        if bool(finite.any()):
+            total = torch.where(finite, losses.nats + losses.penalty, zero).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+    nats = float(torch.where(finite, losses.nats.detach(), zero).sum())
+    lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=True) if not good)
+    return BatchResult(nats, int((lengths + 1)[finite].sum()), lost, 0.0, len(batch.ids))
 
 
 def _seed(device: torch.device, *seeds: int) -> None:

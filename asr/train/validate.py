@@ -27,6 +27,16 @@ class DevResult:
     report: WerReport
     """Every utterance's alignment."""
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """See Measured.numbers."""
+        return {"dev_wer": self.wer, "dev_loss": self.loss}
+
+    @property
+    def headline(self) -> str:
+        """See Measured.headline."""
+        return f"dev WER {100 * self.wer:6.2f} %"
+
 
 class _Part(NamedTuple):
     """What one process measured on its batches."""

@@ -133,8 +133,8 @@ def train(out_dir: Path, model: Path, letters: KneserNeyConfig, words: KneserNey
         dev = text_perplexities(read, [out_dir / DEV], tokens=tokens)[0].prediction
         ngrams = sum(len(order.word) for order in trained.model.orders)
         yield (
-            f"{name}: order {config.order}, {ngrams:,} n-grams; dev: perplexity {dev.perplexity:.2f}, without "
-            f"OOV {dev.perplexity_known:.2f}, OOV {100 * dev.unknown_rate:.2f} %, "
+            f"{name}: order {config.order}, {ngrams:,} n-grams; dev: perplexity {dev.perplexity:.2f}, "
+            f"without OOV {dev.perplexity_known:.2f}, OOV {100 * dev.unknown_rate:.2f} %, "
             f"{dev.bits_per_character:.3f} bits per character"
         )
 

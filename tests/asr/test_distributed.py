@@ -27,20 +27,23 @@ from asr.data.batches import BatchesConfig
 from asr.data.manifests import CorpusCard, file_recording, make_cut, read_cuts, save_card, write_cuts
 from asr.data.plan import Dealing
 from asr.data.shard_writer import write_shards
+from asr.data.texts import TextBatchesConfig
 from asr.encoders import ConformerEncoderConfig, EncoderConfig, LstmEncoderConfig
 from asr.errors import TrainingError
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.layers.context import ContextConfig
+from asr.lms import AwdLstmConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
-from asr.text.tokenizer import TokenizerConfig
+from asr.text.tokenizer import TokenizerConfig, train_tokenizer
 from asr.train import checkpoint, preflight
 from asr.train.distributed import World, read_world, started
 from asr.train.finetune import finetune_recipe
 from asr.train.gradients import divide_gradients, sum_gradients
 from asr.train.initial import Initial
+from asr.train.lm_recipe import LmRecipe
 from asr.train.loop import train
 from asr.train.metrics import read_log
 from asr.train.optim import OptimizerConfig
@@ -194,6 +197,26 @@ def test_two_processes_train_as_one_that_accumulates(
     assert_same_curve(one, two)
 
 
+def test_two_processes_train_a_language_model_as_one_does(tmp_path: Path) -> None:
+    text, one, two = tmp_path / "lm.txt", tmp_path / "one", tmp_path / "two"
+    text.write_text("".join(f"{'ab' * (i % 5 + 1)} {'ba' * (i % 3 + 1)}{'a' * (i % 7)}\n" for i in range(60)))
+    train_tokenizer(TokenizerConfig(), ["ab a"]).save(tmp_path)
+
+    def lm(accumulate: int) -> LmRecipe:
+        return LmRecipe(
+            recogniser=str(tmp_path),
+            network=AwdLstmConfig(dim=8, hidden=8, layers=2),
+            batches=TextBatchesConfig(max_labels=120, dev_every=3),
+            optimizer=OptimizerConfig(kind="nt-asgd", lr=1.0, warmup_steps=0, final_lr=1, patience=1),
+            training=TrainingConfig(epochs=2, keep_best=2, accumulate=accumulate),
+        )
+
+    train(lm(2), text, one, console=Console(quiet=True))
+    train_together(lm(1), text, two)  # type: ignore[arg-type]
+    assert len(records(one)) > 4
+    assert_same_curve(one, two)
+
+
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_two_processes_train_from_shards_as_one_does_from_the_manifest(
     corpus: Path, tmp_path: Path, sharding: str
@@ -231,9 +254,9 @@ def test_two_processes_fine_tune_as_one_does(corpus: Path, tmp_path: Path) -> No
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of the highest rank gets SIGTERM in the middle of an optimiser step."""
-    from asr.train import loop
+    from asr.train import recogniser
 
-    go_through, stopping = loop.train_batch, []
+    go_through, stopping = recogniser.train_batch, []
 
     def stopped(*arguments: object, **options: object) -> object:
         last = int(os.environ.get("WORLD_SIZE", "1")) - 1
@@ -242,7 +265,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "train_batch", stopped)
+    monkeypatch.setattr(recogniser, "train_batch", stopped)
 
 
 @pytest.mark.parametrize(
@@ -307,15 +330,15 @@ def command_together(folder: Path, *arguments: object) -> tuple[list[int | None]
 def test_an_error_of_one_process_ends_all_with_one_line(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    from asr.train import loop
+    from asr.train import recogniser
 
     def broken(*arguments: object, **options: object) -> object:
         if options["step"] == 2 and os.environ["RANK"] == str(rank):
             raise TrainingError("utterance x: something is wrong with it")
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    go_through = loop.train_batch
-    monkeypatch.setattr(loop, "train_batch", broken)
+    go_through = recogniser.train_batch
+    monkeypatch.setattr(recogniser, "train_batch", broken)
     config = tmp_path / "recipe.yaml"
     save_config(recipe(), config)
     arguments = ("train", config, "--data", corpus, "--exp", tmp_path / "exp")
@@ -328,15 +351,15 @@ def test_an_error_of_one_process_ends_all_with_one_line(
 def test_the_death_of_a_process_is_one_line_for_the_others(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
 ) -> None:
-    from asr.train import loop
+    from asr.train import recogniser
 
     def dead(*arguments: object, **options: object) -> object:
         if options["step"] == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return go_through(*arguments, **options)  # type: ignore[arg-type]
 
-    go_through = loop.train_batch
-    monkeypatch.setattr(loop, "train_batch", dead)
+    go_through = recogniser.train_batch
+    monkeypatch.setattr(recogniser, "train_batch", dead)
     config = tmp_path / "recipe.yaml"
     save_config(recipe(sharding=sharding), config)
     arguments = ("train", config, "--data", corpus, "--exp", tmp_path / "exp")

@@ -80,12 +80,12 @@ def fed(session: asr.Session, samples: np.ndarray, sizes: list[int], seed: int =
 
 
 @pytest.mark.parametrize("encoder", [None, CHUNKED], ids=["lstm", "conformer"])
-@pytest.mark.parametrize("kind", ["transducer", "lstm-predictor", "ctc", "beam"])
+@pytest.mark.parametrize("kind", ["transducer", "lstm-predictor", "ctc", "beam", "ctc-beam"])
 def test_utterances_end_at_the_same_places_in_any_chunking(
     kind: str, encoder, make_model, speech_like
 ) -> None:
-    search = SearchConfig(method="beam", beam=3) if kind == "beam" else None
-    kind = "transducer" if kind == "beam" else kind
+    search = SearchConfig(method="beam", beam=3) if kind.endswith("beam") else None
+    kind = {"beam": "transducer", "ctc-beam": "ctc"}.get(kind, kind)
     recognizer = asr.load(make_model(kind=kind, encoder=encoder), search=search)
     samples = np.concatenate([speech_like(2.5, seed=1), np.zeros(6000, np.float32), speech_like(2, seed=2)])
     endpoint = EndpointConfig(trailing_silence_s=0.24, nothing_s=0.4, max_length_s=0.9)

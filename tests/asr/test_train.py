@@ -36,9 +36,9 @@ from asr.train.distributed import World
 from asr.train.loop import train
 from asr.train.metrics import NoLog, read_log
 from asr.train.optim import OptimizerConfig, build_optimizer, learning_rate
-from asr.train.preflight import Cost
 from asr.train.recipe import Recipe, TrainingConfig
 from asr.train.setup import prepare_run
+from asr.train.task import Cost
 from asr.transducer import TransducerConfig
 
 RATE = 8000
@@ -220,16 +220,16 @@ def test_too_short_for_its_text_is_refused_by_name(corpus: Path, tmp_path: Path)
 def test_an_interrupt_during_validation_keeps_its_result(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asr.train import loop
+    from asr.train import recogniser
 
     def interrupted(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return validate(*arguments)
 
-    validate = loop.validate
+    validate = recogniser.validate
     exp = tmp_path / "exp"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", interrupted)
+        patch.setattr(recogniser, "validate", interrupted)
         assert not train(recipe(epochs=1), corpus, exp).finished
     assert checkpoint.read_progress(checkpoint.latest(exp / "checkpoints")).dev_wer is not None
     assert train(None, None, exp, resume=True).finished
@@ -418,7 +418,7 @@ def test_training_hears_drawn_contexts_after_the_warm_up(
         return encode(self, *args)
 
     monkeypatch.setattr(ChunkedEncoder, "encode", noted)
-    monkeypatch.setattr("asr.train.loop.preflight", lambda setup: Cost(0, 0.0, 0))
+    monkeypatch.setattr("asr.train.recogniser.preflight", lambda setup: Cost(0, 0.0, 0))
     train(base.model_copy(update={"network": network}), corpus, tmp_path / "exp")
     assert heard[True][:8] == [first] * 8
     assert set(heard[True][8:]) == {first, second}

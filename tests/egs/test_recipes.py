@@ -9,7 +9,10 @@ import pytest
 
 from asr.config import load_config, load_recipe, override, save_config
 from asr.features.fbank import Fbank
+from asr.lms import build_neural_lm
 from asr.model_directory import ModelConfig, build_network
+from asr.train.kinds import load_any_recipe
+from asr.train.lm_recipe import LmRecipe
 from asr.train.recipe import Recipe
 
 EGS = Path(__file__).parents[2] / "egs"
@@ -41,6 +44,16 @@ def test_recipe(reference: str, tmp_path: Path) -> None:
         assert latency_s <= (
             0.33 if "former.py" in reference else 0.31 if "attention.py" in reference else 0.24
         )
+
+
+@pytest.mark.parametrize("name", ["awd", "awd_nt_asgd", "transformer"])
+def test_recipe_of_a_language_model(name: str, tmp_path: Path) -> None:
+    recipe = load_any_recipe(f"{EGS / 'english' / 'lm_neural.py'}:{name}")
+    assert isinstance(recipe, LmRecipe)
+    save_config(recipe, tmp_path / "recipe.yaml")
+    assert load_any_recipe(str(tmp_path / "recipe.yaml")) == recipe
+    parameters = sum(p.numel() for p in build_neural_lm(recipe.network, 29).parameters())
+    assert 1e6 < parameters < 4e6
 
 
 def test_the_conformer_has_the_latencies_of_its_table() -> None:

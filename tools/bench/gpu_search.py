@@ -3,7 +3,7 @@
     python tools/bench/gpu_search.py [--smoke]
 
 Run by tools/gpu_check. The network is of the size of a large Conformer with random weights, and the bias of
-its blank is such that about one frame in five puts out a label, as with 500 pieces; decoding cares for nothing
+its blank is such that about one frame in five puts out a label, as with 500 pieces; decoding minds nothing
 else. Both ways must find the same labels, and on a CPU the definition's, before they are timed. Columns: the
 encoder, the recorded and the launched loop, the loop with a window of one for one utterance times the batch,
 and the share of decoding in encoder and decoding together, which is to be below 10 %.

@@ -56,10 +56,8 @@ def main() -> None:
         ("words", WordNgram(model, loaded.tokenizer), kenlm_words(arguments.arpa, model, text.split())),
     ):
         times = in_turn(arguments.repeats, joiner, step(scorer, steps), *([peer] if peer else []))
-        line = f"{name}: a step of {ROWS} rows takes {times[1] / times[0]:.2f} of the time of the joiner"
-        print(
-            line + (f"; the peer takes {times[2] / times[1]:.1f} times as long as the step" if peer else "")
-        )
+        line = f"{name}: a step of {ROWS} rows takes {times[1] / times[0]:.1f} times as long as the joiner"
+        print(line + (f"; the peer {times[2] / times[1]:.2f} times as long as the step" if peer else ""))
 
 
 def reading(arpa: Path, folder: Path) -> NgramModel:

@@ -78,6 +78,14 @@ def test_what_other_programs_write(tmp_path: Path, text: str) -> None:
     check(read_arpa(write(tmp_path / "lm.arpa", text)))
 
 
+def test_empty_lines_count(tmp_path: Path) -> None:
+    path = write(tmp_path / "lm.arpa", TEXT.replace("-0.5", "\n \n-0.5"))
+    assert read_arpa(path).sections[0].lines.tolist() == [8, 9, 10, 13]
+    write(path, path.read_text().replace("-0.5", "0.5"))
+    with pytest.raises(ModelError, match=r"lm\.arpa:13: "):
+        read_arpa(path)
+
+
 def test_gzip_is_told_by_its_content(tmp_path: Path) -> None:
     check(read_arpa(write(tmp_path / "lm.arpa", gzip.compress(TEXT.encode()))))
 

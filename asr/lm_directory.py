@@ -1,0 +1,94 @@
+"""The directory of a neural language model: what is needed to use it, and nothing that could run code.
+
+::
+
+    model.safetensors   weights (asr.weights)
+    config.yaml         LmModelConfig: the network, the number of labels
+    tokenizer.*         the recogniser's (asr.text.tokenizer)
+    README.md           the card: how it was trained and its perplexity
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+
+from asr.config import Config, load_yaml, save_config, validate, write_atomically
+from asr.errors import ModelError
+from asr.lms import NeuralLm, NeuralLmConfig, build_neural_lm
+from asr.model_directory import CARD, CONFIG, WEIGHTS, check_device, load_weights
+from asr.text.tokenizer import Tokenizer, load_tokenizer
+from asr.weights import Storage, pack
+
+
+class LmModelConfig(Config):
+    """What the directory's config.yaml holds."""
+
+    kind: Literal["lm"] = "lm"
+    network: NeuralLmConfig
+    vocab_size: int = Field(ge=2, le=10_000_000)
+    """Labels including blank; must agree with the tokenizer."""
+
+
+class LoadedLm(NamedTuple):
+    """A language model's directory, in memory."""
+
+    config: LmModelConfig
+    network: NeuralLm
+    """In evaluation mode: an asr.lms.base.Scorer."""
+    tokenizer: Tokenizer
+
+
+def save_lm(
+    directory: Path | str,
+    config: LmModelConfig,
+    network: NeuralLm,
+    tokenizer: Tokenizer,
+    card: str,
+    storage: Storage = "float32",
+) -> None:
+    """Write a model directory; every file is either the old one or the new one at any moment."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(directory)
+    save_config(config, directory / CONFIG)
+    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    write_atomically(directory / WEIGHTS, save(pack(weights, storage)))
+    write_atomically(directory / CARD, card.encode())
+
+
+def load_lm(
+    directory: Path | str, tokenizer: Tokenizer | None = None, device: str | torch.device = "cpu"
+) -> LoadedLm:
+    """Read a model directory; raises ModelError naming the file and what is wrong with it, also if the labels
+    are not those of `tokenizer`, the recogniser's that it is to be used with.
+    """
+    directory = Path(directory)
+    missing = [name for name in (WEIGHTS, CONFIG) if not (directory / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{directory}: expected the directory of a language model, found no {' and no '.join(missing)}; "
+            "training writes them when it ends"
+        )
+    values = load_yaml(directory / CONFIG)
+    if values.get("kind") != "lm":
+        raise ModelError(f"{directory}: expected a language model, found a recogniser; name another --lm")
+    config = validate(values, LmModelConfig, str(directory / CONFIG))
+    own = load_tokenizer(directory)
+    if own.vocab_size != config.vocab_size:
+        raise ModelError(
+            f"{directory}: the tokenizer has {own.vocab_size} labels, {CONFIG} says {config.vocab_size}; "
+            "they come from different models"
+        )
+    if tokenizer is not None and own.symbols != tokenizer.symbols:
+        raise ModelError(
+            f"{directory}: expected the recogniser's {tokenizer.vocab_size} labels, found others "
+            f"({own.vocab_size}); train the language model with recogniser=DIR of this recogniser"
+        )
+    network = build_neural_lm(config.network, config.vocab_size)
+    load_weights(network, directory / WEIGHTS)
+    return LoadedLm(config, network.to(check_device(device)).eval(), own)

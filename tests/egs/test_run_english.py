@@ -1,0 +1,68 @@
+"""The English recipe from corpora in their publishers' layouts to three decoded test sets, by its run.sh."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EGS = Path(__file__).parents[2] / "egs"
+SMALL = " ".join(
+    f"network.{setting}"
+    for setting in (
+        "encoder.dim=16",
+        "encoder.layers=1",
+        "encoder.context_warmup_steps=0",
+        "encoder.heads=2",
+        "encoder.subsampling.channels=8",
+        "predictor.dim=16",
+        "joiner.dim=16",
+    )
+)
+TESTS = ("test-so762-adults", "test-so762-children", "test-kathleen")
+
+
+@pytest.fixture
+def corpora(tmp_path: Path, load_script) -> Path:
+    folder: Path = load_script(Path(__file__).parent / "test_prepare_english.py").make_corpora(
+        tmp_path / "data"
+    )
+    return folder
+
+
+def run(*options: object) -> str:
+    """What run.sh prints; it has to succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", str(EGS / "english" / "run.sh"), *map(str, options)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_stage_without_synthetic_speech(corpora: Path, tmp_path: Path) -> None:
+    exp = tmp_path / "exp"
+    common = ("--exp", exp, "--hours", 0, "--processes", 1)
+    trained = run(
+        "--data-dir", corpora, *common, "--epochs", 1, "--people-epochs", 1, "--set", SMALL, "--stop-stage", 4
+    )
+    assert trained.count("epoch   1") == 2  # on both, and on people alone
+    assert "utterance-seconds per second" in trained  # --profile
+    weights = (exp / "people" / "model.safetensors").read_bytes()
+    # Stages that are done go on where they were: at their end.
+    again = run(*common, "--stage", 3)
+    assert "epoch   1" not in again
+    assert (exp / "people" / "model.safetensors").read_bytes() == weights
+    assert (exp / "small" / "model.safetensors").stat().st_size < len(weights)
+    for part in TESTS:
+        assert (exp / "small" / "decode" / f"data-{part}-live" / "hyp.jsonl").stat().st_size > 0
+    assert again.count("WER") >= len(TESTS)
