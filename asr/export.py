@@ -38,10 +38,9 @@ def export_model(model: Path, out: Path, storage: Storage) -> int:
     else:
         loaded, card = load_model(model), _card(model)
     save_model(out, loaded.config, loaded.network, loaded.tokenizer, card, storage)
-    # A language model that lies elsewhere stays there.
-    own = [RECIPE, *filter(None, [loaded.config.search.fusion.lm])]
-    for name in own:
-        if (model / name).is_file() and not Path(name).is_absolute():
+    for name in (RECIPE, loaded.config.search.fusion.lm):
+        # A language model that lies elsewhere stays there, and nothing is written elsewhere.
+        if name is not None and Path(name).name == name and (model / name).is_file():
             write_atomically(out / name, (model / name).read_bytes())
     return (out / WEIGHTS).stat().st_size
 

@@ -15,14 +15,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
 
-from asr.config import Config, load_yaml, save_config, validate, write_atomically
+from asr.config import Config, load_yaml, validate
 from asr.errors import ModelError
 from asr.lms import NeuralLm, NeuralLmConfig, build_neural_lm
-from asr.model_directory import CARD, CONFIG, WEIGHTS, check_device, load_weights
+from asr.model_directory import CONFIG, WEIGHTS, check_device, load_weights, write_directory
 from asr.text.tokenizer import Tokenizer, load_tokenizer
-from asr.weights import Storage, pack
+from asr.weights import Storage
 
 
 class LmModelConfig(Config):
@@ -52,13 +51,7 @@ def save_lm(
     storage: Storage = "float32",
 ) -> None:
     """Write a model directory; every file is either the old one or the new one at any moment."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory)
-    save_config(config, directory / CONFIG)
-    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    write_atomically(directory / WEIGHTS, save(pack(weights, storage)))
-    write_atomically(directory / CARD, card.encode())
+    write_directory(Path(directory), config, network, tokenizer, card, storage)
 
 
 def load_lm(

@@ -65,7 +65,18 @@ def save_model(
     storage: Storage = "float32",
 ) -> None:
     """Write a model directory; every file is either the old one or the new one at any moment."""
-    directory = Path(directory)
+    write_directory(Path(directory), config, network, tokenizer, card, storage)
+
+
+def write_directory(
+    directory: Path,
+    config: Config,
+    network: torch.nn.Module,
+    tokenizer: Tokenizer,
+    card: str,
+    storage: Storage,
+) -> None:
+    """The files of `save_model`, of any kind of network."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
     save_config(config, directory / CONFIG)

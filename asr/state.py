@@ -50,6 +50,16 @@ def select(state: S, index: Tensor) -> S:
     return map_tensors(lambda t: t.index_select(0, index.to(t.device)), state)
 
 
+def flatten(state: S) -> S:
+    """(B, K, ...) to (B*K, ...): hypotheses of streams as rows."""
+    return map_tensors(lambda t: t.flatten(0, 1), state)
+
+
+def unflatten(state: S, batch: int, width: int) -> S:
+    """(B*K, ...) to (B, K, ...): rows as hypotheses of `batch` streams, `width` each."""
+    return map_tensors(lambda t: t.view(batch, width, *t.shape[1:]), state)
+
+
 def put(state: S, index: Tensor, part: S) -> S:
     """The state with the streams `index` (int64, distinct) replaced by those of `part`, in order."""
     return map_tensors(lambda t, new: t.index_copy(0, index.to(t.device), new), state, part)

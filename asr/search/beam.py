@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from asr.lms.base import Scorer
 from asr.search.arena import HASH_BASE, NOTHING, Active, Arena, Rows, Waiting, best
 from asr.search.fusion import Fusion
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
-from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token
+from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
 from asr.search.moves import Moves, MoveTable
 from asr.transducer import Transducer
 
@@ -100,14 +99,14 @@ class BeamSearch:
         log_prob[:, 0] = 0
         tails = pack([[[]] * width for _ in range(batch)], self._capacity, device)
         beam = Beam(log_prob, torch.zeros_like(log_prob), zeros, zeros)
-        return BeamState(beam, self._unflatten(rows, batch), tails, zeros[:, 0].clone())
+        return BeamState(beam, states.unflatten(rows, batch, self.beam), tails, zeros[:, 0].clone())
 
     @torch.inference_mode()
     def __call__(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> SearchOutput:
         """Search the next encoder frames (B, T', E) of every stream."""
         batch, device = encoded.shape[0], encoded.device
         projected = self.model.joiner.encoder(encoded)
-        beam, rows, frame = state.beam, _flatten(state.rows), state.frame
+        beam, rows, frame = state.beam, states.flatten(state.rows), state.frame
         tokens: list[list[Token]] = [[] for _ in range(batch)]
         truncated = torch.zeros(batch, dtype=torch.int64, device=device)
         histories = Histories(unpack(state.tails))
@@ -125,7 +124,7 @@ class BeamSearch:
                 beam, nodes = self._share(beam, nodes, histories, force, tokens)
         beam, nodes = self._share(beam, nodes, histories, [False] * batch, tokens)
         tails = pack(histories.tails, self._capacity, device)
-        new = BeamState(beam, self._unflatten(rows, batch), tails, frame)
+        new = BeamState(beam, states.unflatten(rows, batch, self.beam), tails, frame)
         return SearchOutput(tokens, new, truncated.tolist())
 
     def flush(self, state: BeamState) -> list[list[Token]]:
@@ -136,7 +135,7 @@ class BeamSearch:
     def n_best(self, state: BeamState) -> list[list[Hypothesis]]:
         """For each stream its hypotheses if it ends here, best first, behind what was given out."""
         batch, width = state.beam.log_prob.shape
-        end = self.scorer.end(_flatten(state.rows).scorer).view(batch, width)
+        end = self.scorer.end(states.flatten(state.rows).scorer).view(batch, width)
         fused = state.beam.fused + end
         columns = zip(unpack(state.tails), state.beam.log_prob.tolist(), fused.tolist(), strict=True)
         return [_merged(Hypothesis(*row) for row in zip(*each, strict=True)) for each in columns]
@@ -150,7 +149,7 @@ class BeamSearch:
     def settle(self, state: BeamState) -> Settled:
         """The best hypothesis of each stream, if it ends here, is left alone, and its tokens are final."""
         batch, width = state.beam.log_prob.shape
-        end = self.scorer.end(_flatten(state.rows).scorer).view(batch, width)
+        end = self.scorer.end(states.flatten(state.rows).scorer).view(batch, width)
         best = (state.beam.total + end).argmax(dim=1)
         tokens = [row[k] for row, k in zip(unpack(state.tails), best.tolist(), strict=True)]
         chosen = (torch.arange(batch, device=best.device) * width + best).repeat_interleave(width)
@@ -168,18 +167,16 @@ class BeamSearch:
     def restart(self, state: BeamState, said: Sequence[Sequence[int]]) -> BeamState:
         """One hypothesis per stream that has said `said`; what its last symbol still consumes stays."""
         fresh = self.initial_state(len(state.frame), state.frame.device)
-        rows = _flatten(fresh.rows)
-        for labels in zip_longest(*said):
-            there = torch.tensor([label is not None for label in labels], device=state.frame.device)
-            label = torch.tensor([label or 1 for label in labels], device=state.frame.device)
-            there, label = (x.repeat_interleave(self.beam) for x in (there, label))
+        rows = states.flatten(fresh.rows)
+        for column in in_columns(said, state.frame.device):
+            there, label = (x.repeat_interleave(self.beam) for x in column)
             rows = states.where(there, self._say(rows, label), rows)
         best = state.beam.total.argmax(dim=1, keepdim=True)
         skip, held = (x.gather(1, best).expand_as(x).clone() for x in (state.beam.skip, state.beam.held))
         return replace(
             fresh,
             beam=replace(fresh.beam, skip=skip, held=held),
-            rows=self._unflatten(rows, len(state.frame)),
+            rows=states.unflatten(rows, len(state.frame), self.beam),
             frame=state.frame,
         )
 
@@ -346,10 +343,6 @@ class BeamSearch:
         beam = replace(beam, log_prob=beam.log_prob.masked_fill(~shared.alive, NOTHING))
         return beam, histories.roots(nodes.shape[0], self.beam, nodes.device)
 
-    def _unflatten(self, rows: Rows, batch: int) -> Rows:
-        """(B*K, ...) to (B, K, ...)."""
-        return states.map_tensors(lambda x: x.unflatten(0, (batch, self.beam)), rows)
-
 
 def _merged(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
     """Those that are there, best first; what is left to consume no longer tells equal labels apart."""
@@ -363,8 +356,3 @@ def _merged(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
                     log_prob=float(np.logaddexp(best.log_prob, hypothesis.log_prob))
                 )
     return sorted(found.values(), key=lambda each: -each.score)
-
-
-def _flatten(rows: Rows) -> Rows:
-    """(B, K, ...) to (B*K, ...)."""
-    return states.map_tensors(lambda x: x.flatten(0, 1), rows)

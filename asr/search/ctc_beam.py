@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from asr.lms.base import Scorer
 from asr.search.arena import NOTHING
 from asr.search.fusion import Fusion
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
-from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token
+from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
 from asr.search.prefixes import Frame, Prefixes, Step, best_of, equal_parents, extend, joined, merge, stay
 from asr.transducer import Transducer
 
@@ -107,7 +106,7 @@ class CtcBeamSearch:
             torch.zeros_like(blank, dtype=torch.float32),
         )
         tails = pack([[[]] * (2 * width) for _ in range(batch)], self._capacity, device)
-        return CtcBeamState(prefixes, self._unflatten(rows, batch), tails, zeros[:, 0].clone())
+        return CtcBeamState(prefixes, states.unflatten(rows, batch, self.beam), tails, zeros[:, 0].clone())
 
     @torch.inference_mode()
     def __call__(self, encoded: Tensor, lengths: Tensor, state: CtcBeamState) -> SearchOutput:
@@ -117,7 +116,7 @@ class CtcBeamSearch:
         log_probs = self.model.ctc(encoded).float().log_softmax(dim=-1).double()
         labels = log_probs.index_fill(-1, torch.tensor([self.model.blank], device=device), NOTHING)
         candidates = labels.topk(self.candidates, dim=-1).indices
-        prefixes, rows, number = state.prefixes, _flatten(state.rows), state.frame
+        prefixes, rows, number = state.prefixes, states.flatten(state.rows), state.frame
         tokens: list[list[Token]] = [[] for _ in range(batch)]
         histories = Histories(unpack(state.tails))
         nodes = histories.roots(batch, 2 * self.beam, device)
@@ -140,7 +139,7 @@ class CtcBeamSearch:
                 prefixes, nodes = self._share(prefixes, nodes, histories, force, tokens)
         prefixes, _ = self._share(prefixes, nodes, histories, [False] * batch, tokens)
         tails = pack(histories.tails, self._capacity, device)
-        new = CtcBeamState(prefixes, self._unflatten(rows, batch), tails, number)
+        new = CtcBeamState(prefixes, states.unflatten(rows, batch, self.beam), tails, number)
         return SearchOutput(tokens, new, [0] * batch)
 
     def flush(self, state: CtcBeamState) -> list[list[Token]]:
@@ -151,7 +150,7 @@ class CtcBeamSearch:
     def n_best(self, state: CtcBeamState) -> list[list[Hypothesis]]:
         """For each stream its hypotheses if it ends here, best first, behind what was given out."""
         prefixes = state.prefixes
-        end = self.scorer.end(_flatten(state.rows).scorer).view_as(prefixes.fused)
+        end = self.scorer.end(states.flatten(state.rows).scorer).view_as(prefixes.fused)
         log_probs, fused = prefixes.log_prob.tolist(), (prefixes.fused + end).tolist()
         found = []
         for row in zip(self._waiting(state), log_probs, fused, strict=True):
@@ -168,7 +167,7 @@ class CtcBeamSearch:
     @torch.inference_mode()
     def settle(self, state: CtcBeamState) -> Settled:
         """The best path of each stream, if it ends here, is left alone; its runs that ended are final."""
-        end = self.scorer.end(_flatten(state.rows).scorer).view_as(state.prefixes.fused)
+        end = self.scorer.end(states.flatten(state.rows).scorer).view_as(state.prefixes.fused)
         best = (state.prefixes.total + end).argmax(dim=1)
         kept, others = self._alone(state.prefixes, best)
         kept = kept.without(others | kept.open, others | ~kept.open)
@@ -190,11 +189,9 @@ class CtcBeamSearch:
         fresh = self.initial_state(batch, device)
         waiting = self.pending(state)
         seen = [[*before, *(token.id for token in rest)] for before, rest in zip(said, waiting, strict=True)]
-        rows = _flatten(fresh.rows)
-        for column in zip_longest(*seen):
-            there = torch.tensor([label is not None for label in column], device=device)
-            label = torch.tensor([label or 1 for label in column], device=device)
-            there, label = (x.repeat_interleave(width) for x in (there, label))
+        rows = states.flatten(fresh.rows)
+        for column in in_columns(seen, device):
+            there, label = (x.repeat_interleave(width) for x in column)
             rows = states.where(there, self._say(rows, label), rows)
         best = state.prefixes.total.argmax(dim=1)
         kept, others = self._alone(state.prefixes, best)
@@ -202,7 +199,7 @@ class CtcBeamSearch:
             lambda x: x[torch.arange(batch, device=device)[:, None], self._halves(best)], state.tails
         )
         kept = replace(kept.without(others, others), fused=torch.zeros_like(kept.fused))
-        return CtcBeamState(kept, self._unflatten(rows, batch), tails, state.frame)
+        return CtcBeamState(kept, states.unflatten(rows, batch, self.beam), tails, state.frame)
 
     def frames(self, state: CtcBeamState) -> Tensor:
         """(B,) int64: frames searched so far."""
@@ -294,12 +291,3 @@ class CtcBeamSearch:
                 ]
             )
         return found
-
-    def _unflatten(self, rows: ScorerRows, batch: int) -> ScorerRows:
-        """(B*K, ...) to (B, K, ...)."""
-        return states.map_tensors(lambda x: x.unflatten(0, (batch, self.beam)), rows)
-
-
-def _flatten(rows: ScorerRows) -> ScorerRows:
-    """(B, K, ...) to (B*K, ...)."""
-    return states.map_tensors(lambda x: x.flatten(0, 1), rows)

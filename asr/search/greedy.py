@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from asr.search.hypothesis import SearchOutput, Settled, Token
+from asr.search.hypothesis import SearchOutput, Settled, Token, in_columns
 from asr.search.label_graph import LabelGraphs
 from asr.search.label_loop import Emissions, LabelLoop, Streams
 from asr.transducer import Transducer
@@ -107,9 +107,7 @@ class GreedySearch:
         """The predictor has seen `said`; what the last symbol still consumes, or is held on by, stays."""
         fresh = self.initial_state(len(state.frame), state.frame.device)
         predictor, projected = fresh.predictor, fresh.projected
-        for labels in zip_longest(*said):
-            there = torch.tensor([label is not None for label in labels], device=state.frame.device)
-            label = torch.tensor([label or self.model.blank for label in labels], device=state.frame.device)
+        for there, label in in_columns(said, state.frame.device):
             predictor, projected = self.loop.extend(predictor, projected, label, there)
         return replace(state, predictor=predictor, projected=projected)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +35,16 @@ class Hypothesis(NamedTuple):
     def score(self) -> float:
         """What it is ranked by."""
         return self.log_prob + self.fused
+
+
+def in_columns(said: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels that streams have said, one of each at a time: (B,) bool whether there is one, (B,) int64 which.
+
+    Where there is none it is some label, as a predictor or scorer may be asked for it in vain.
+    """
+    for labels in zip_longest(*said):
+        there = torch.tensor([label is not None for label in labels], device=device)
+        yield there, torch.tensor([1 if label is None else label for label in labels], device=device)
 
 
 class SearchOutput(NamedTuple):

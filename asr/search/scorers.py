@@ -20,7 +20,7 @@ class FusionConfig(Config):
     """What takes part in a beam search beside the recogniser."""
 
     lm: str | None = None
-    """File of an n-gram language model: ARPA, gzipped or not, or what `asr lm` made of it (.safetensors)."""
+    """File of an n-gram language model: ARPA, gzipped or not, or what NgramModel.save made of it."""
     lm_weight: float = Field(0.3, gt=0)
     lm_unit: Literal["words", "labels"] = "words"
     """What the language model is of: words, or the labels that the recogniser writes (letters, pieces)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from asr.search import BeamSearch, GreedySearch, Token, search_whole
 from asr.search.fusion import Fusion, Weighted
 from asr.search.history import EVERY, WINDOW
 from asr.transducer import Transducer, TransducerConfig
+from tests.asr.bigram import Bigram
 
 WIDTH, VOCAB = 10, 4
 TOPOLOGIES = {
@@ -48,39 +48,6 @@ def make(topology: str = "rnnt", predictor: str = "lstm", bias: float = 0.0, sha
         model.joiner.output.weight.mul_(sharp)
         model.joiner.output.bias[0] += bias
     return model
-
-
-@dataclass(frozen=True)
-class LastLabel:
-    """State of Bigram."""
-
-    label: Tensor
-
-
-class Bigram:
-    """A scorer from a table: (V, V) scores, row 0 for the beginning, column 0 for the end."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table, self.vocab_size = table, table.shape[0]
-
-    def initial_state(self, batch: int, device: torch.device | None = None) -> LastLabel:
-        return LastLabel(torch.zeros(batch, dtype=torch.int64, device=device))
-
-    def score(self, state: LastLabel) -> Tensor:
-        scores = self.table[state.label].clone()
-        scores[:, 0] = 0
-        return scores
-
-    def advance(self, state: LastLabel, labels: Tensor) -> LastLabel:
-        assert bool((labels > 0).all())
-        return LastLabel(labels)
-
-    def end(self, state: LastLabel) -> Tensor:
-        return self.table[state.label, 0]
-
-    def of(self, labels: tuple[int, ...]) -> float:
-        pairs = zip((0, *labels), (*labels, 0), strict=True)
-        return float(sum(self.table[pair] for pair in pairs))
 
 
 def n_best(search: BeamSearch, encoded: Tensor, length: int) -> dict[tuple[int, ...], tuple[float, float]]:

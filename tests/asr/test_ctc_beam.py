@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import groupby
 
 import pytest
@@ -20,6 +19,7 @@ from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.fusion import Fusion, Weighted
 from asr.search.history import EVERY, WINDOW
 from asr.transducer import Transducer, TransducerConfig
+from tests.asr.bigram import Bigram
 
 WIDTH, VOCAB = 6, 4
 Labels = tuple[int, ...]
@@ -37,34 +37,6 @@ def make(sharp: float = 3, blank: float = 0.0, vocab: int = VOCAB) -> Transducer
         model.ctc.weight.mul_(sharp)
         model.ctc.bias[0] += blank
     return model
-
-
-@dataclass(frozen=True)
-class LastLabel:
-    label: Tensor
-
-
-class Bigram:
-    """A scorer from a table: (V, V) scores, row 0 for the beginning, column 0 for the end."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table, self.vocab_size = table, table.shape[0]
-
-    def initial_state(self, batch: int, device: torch.device | None = None) -> LastLabel:
-        return LastLabel(torch.zeros(batch, dtype=torch.int64, device=device))
-
-    def score(self, state: LastLabel) -> Tensor:
-        return self.table[state.label].index_fill(1, torch.tensor([0]), 0)
-
-    def advance(self, state: LastLabel, labels: Tensor) -> LastLabel:
-        assert bool((labels > 0).all())
-        return LastLabel(labels)
-
-    def end(self, state: LastLabel) -> Tensor:
-        return self.table[state.label, 0]
-
-    def of(self, labels: Labels) -> float:
-        return float(sum(self.table[pair] for pair in zip((0, *labels), (*labels, 0), strict=True)))
 
 
 def all_paths(log_probs: Tensor) -> tuple[dict[Labels, float], dict[Labels, list[Token]]]:

@@ -11,11 +11,16 @@ import torch
 
 import asr
 from asr import state as states
+from asr.config import load_config, save_config
 from asr.errors import ConfigError, HotwordsError, ModelError, TokenError
-from asr.search import BeamSearch, SearchConfig, build_search
+from asr.export import export_model
+from asr.model_directory import CONFIG, ModelConfig
+from asr.search import BeamSearch, FusionConfig, SearchConfig, build_search
 from asr.search.fusion import Fusion, Weighted
 from asr.search.internal_lm import InternalLm
-from tests.asr.test_beam import VOCAB, Bigram, make
+from asr.train.finetune import finetune_recipe
+from tests.asr.bigram import Bigram
+from tests.asr.test_beam import VOCAB, make
 
 ARPA = """\\data\\
 ngram 1=8
@@ -157,3 +162,34 @@ def test_hotwords_are_chosen_by_settings(make_model, speech_like, tmp_path: Path
         said(f"fusion.biasing.hotwords={words}")
     with pytest.raises(HotwordsError, match=r"absent\.txt: expected a file"):
         said("fusion.biasing.hotwords=absent.txt")
+
+
+def with_language_model(directory: Path, lm: str) -> Path:
+    """The model directory, its language model named in its configuration."""
+    config = load_config(directory / CONFIG, ModelConfig)
+    search = SearchConfig(method="beam", fusion=FusionConfig(lm=lm))
+    save_config(config.model_copy(update={"search": search}), directory / CONFIG)
+    return directory
+
+
+def test_an_export_takes_the_language_model_along(make_model, tmp_path: Path) -> None:
+    directory = with_language_model(make_model(), "words.arpa")
+    (directory / "words.arpa").write_text(ARPA)
+    export_model(directory, tmp_path / "small", "int8")
+    assert (tmp_path / "small" / "words.arpa").read_text() == ARPA
+    assert len(asr.load(tmp_path / "small").search.scorer.parts) == 1
+
+
+def test_an_export_writes_nothing_elsewhere(make_model, tmp_path: Path) -> None:
+    """Whatever a model directory that somebody made says where its language model is."""
+    directory = with_language_model(make_model(), "../words.arpa")
+    (directory.parent / "words.arpa").write_text(ARPA)
+    (tmp_path / "other").mkdir()
+    export_model(directory, tmp_path / "other" / "small", "int8")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["small"]
+
+
+def test_fine_tuning_begins_without_the_language_model(make_model) -> None:
+    directory = with_language_model(make_model(), "words.arpa")
+    search = finetune_recipe(directory).search
+    assert (search.method, search.fusion) == ("beam", FusionConfig())
