@@ -13,19 +13,23 @@ from asr.encoders.latency import Latency
 from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
 from asr.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
+from asr.encoders.whisper import WhisperEncoder, WhisperEncoderConfig
 
+AnyEncoderConfig = (
+    LstmEncoderConfig
+    | ConformerEncoderConfig
+    | TransformerEncoderConfig
+    | RecurrentEncoderConfig
+    | WhisperEncoderConfig
+)
 EncoderConfig = Annotated[
-    LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig | RecurrentEncoderConfig,
+    AnyEncoderConfig,
     Field(discriminator="kind"),
 ]
 """Every encoder's configuration; `kind` tells them apart."""
 
 
-def build_encoder(
-    config: LstmEncoderConfig | ConformerEncoderConfig | TransformerEncoderConfig | RecurrentEncoderConfig,
-    input_dim: int,
-    frame_shift_s: float,
-) -> Encoder:
+def build_encoder(config: AnyEncoderConfig, input_dim: int, frame_shift_s: float) -> Encoder:
     """The encoder that `config` describes, for features of `input_dim` bins every `frame_shift_s` seconds."""
     if isinstance(config, ConformerEncoderConfig):
         return ConformerEncoder(config, input_dim, frame_shift_s)
@@ -33,6 +37,8 @@ def build_encoder(
         return TransformerEncoder(config, input_dim, frame_shift_s)
     if isinstance(config, RecurrentEncoderConfig):
         return RecurrentEncoder(config, input_dim, frame_shift_s)
+    if isinstance(config, WhisperEncoderConfig):
+        return WhisperEncoder(config, input_dim, frame_shift_s)
     return LstmEncoder(config, input_dim, frame_shift_s)
 
 
@@ -50,5 +56,7 @@ __all__ = [
     "RecurrentEncoderConfig",
     "TransformerEncoder",
     "TransformerEncoderConfig",
+    "WhisperEncoder",
+    "WhisperEncoderConfig",
     "build_encoder",
 ]

@@ -32,7 +32,7 @@ from asr.errors import ConfigError
 from asr.layers.attention import Positions, positions
 from asr.layers.context import ContextConfig
 from asr.layers.dropout import Dropout
-from asr.layers.entrance import Entrance, EntranceState
+from asr.layers.entrance import Entrance, EntranceOutput
 from asr.layers.residual import begin_small
 from asr.layers.window import gather_from, joined
 from asr.lengths import padding_mask
@@ -85,7 +85,7 @@ class History:
 class ChunkedState:
     """What a stream remembers."""
 
-    entrance: EntranceState
+    entrance: Any
     waiting: Tensor
     """(B, chunk - 1, dim): frames of a chunk that is not complete."""
     waiting_lengths: Tensor
@@ -135,16 +135,20 @@ class ChunkedEncoder(Encoder):
         input_dim: int,
         frame_shift_s: float,
         make_layer: Callable[[], Layer],
+        entrance: Any = None,
     ) -> None:
+        """`entrance`: a module with what Entrance has, in place of the one that the config describes."""
         super().__init__()
         self.config = config
         self.input_dim, self.output_dim, self.frame_shift_s = input_dim, config.dim, frame_shift_s
-        self.entrance = Entrance(config.subsampling, input_dim, config.dim, config.lookahead)
+        self.entrance = entrance or Entrance(config.subsampling, input_dim, config.dim, config.lookahead)
         self.subsampling = self.entrance.factor * self.config.pooling
         self.lookahead_frames = self.entrance.lookahead_frames
         self.context = config.contexts[0]
         self.layers = nn.ModuleList(make_layer() for _ in range(config.layers))
         begin_small(self.layers)
+        self.norm: nn.Module = nn.Identity()
+        """Behind the last layer."""
         self.dropout = Dropout(config.dropout)
 
     @property
@@ -241,7 +245,7 @@ class ChunkedEncoder(Encoder):
 
     def encode(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EncoderOutput:
         """See Encoder.forward."""
-        x, x_lengths, entrance = self.entrance(x, x_lengths, None if state is None else state.entrance)
+        x, x_lengths, entrance = self.enter(x, x_lengths, state)
         x = self.dropout(x)
         if state is None:
             passed = self._whole(x, x_lengths)
@@ -253,6 +257,11 @@ class ChunkedEncoder(Encoder):
         waiting = gather_from(frames, used, self._chunk - 1)
         new = ChunkedState(entrance, waiting, lengths - used, history)
         return EncoderOutput(y, y_lengths, new)
+
+    def enter(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EntranceOutput:
+        """Frames that enter the stack."""
+        out: EntranceOutput = self.entrance(x, x_lengths, None if state is None else state.entrance)
+        return out
 
     def flush(self, state: ChunkedState) -> EncoderOutput:
         """End the streams: what waited for lookahead, and the last chunk, as long as it is."""
@@ -347,6 +356,9 @@ class ChunkedEncoder(Encoder):
                 what, before = seen(x, lengths, pooling), pooling
             x, state = run(layer, x, what, state, again=self.config.checkpointing)
             new.append(state)
+        x = self.norm(x)
+        if len(self.layers) in self.config.pool_after:
+            x, lengths = _pooled(x, lengths)
         return _Passed(x, lengths, tuple(new))
 
     def _positions(self, cached: int, x: Tensor) -> Positions:

@@ -40,9 +40,9 @@ class StackConfig(Config):
     def _fits(self) -> Self:
         head_width(self.dim, self.heads, even=True)
         pools = self.pool_after
-        if len(set(pools)) < len(pools) or not all(1 <= layer < self.layers for layer in pools):
+        if len(set(pools)) < len(pools) or not all(1 <= layer <= self.layers for layer in pools):
             raise ValueError(
-                f"expected layers from 1 to {self.layers - 1} in pool_after, each once, found {pools}"
+                f"expected layers from 1 to {self.layers} in pool_after, each once, found {pools}"
             )
         return self
 

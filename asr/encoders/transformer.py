@@ -95,22 +95,34 @@ class TransformerEncoder(Encoder):
         x = self.dropout(x)
         new, pools = list[BandState](), list[WindowState]()
         for number, layer in enumerate(self.layers):
-            if number in self.config.pool_after:
-                before = None if state is None else state.pools[len(pools)]
-                windows = slide(x, x_lengths, before, size=2, stride=2, left=0)
-                pairs = windows.frames[:, : windows.frames.shape[1] // 2 * 2]
-                x, x_lengths = pairs.view(len(x), -1, 2, x.shape[2]).mean(dim=2), windows.counts
-                if windows.state is not None:
-                    pools.append(windows.state)
+            x, x_lengths = self._pool(number, x, x_lengths, state, pools)
             before_layer = None if state is None else state.layers[number]
             x, x_lengths, after = run(layer, x, x_lengths, before_layer, again=self.config.checkpointing)
             if after is not None:
                 new.append(after)
-        x = self.norm(x)
+        x, x_lengths = self._pool(len(self.layers), self.norm(x), x_lengths, state, pools)
         if state is None:
             return EncoderOutput(x[:, : int(x_lengths.max())], x_lengths, None)
         assert entrance is not None
         return EncoderOutput(x, x_lengths, TransformerState(entrance, tuple(new), tuple(pools)))
+
+    def _pool(
+        self,
+        number: int,
+        x: Tensor,
+        x_lengths: Tensor,
+        state: TransformerState | None,
+        pools: list[WindowState],
+    ) -> tuple[Tensor, Tensor]:
+        """What layer `number` gave, pooled if that is to be; the state of it joins `pools`."""
+        if number not in self.config.pool_after:
+            return x, x_lengths
+        before = None if state is None else state.pools[len(pools)]
+        windows = slide(x, x_lengths, before, size=2, stride=2, left=0)
+        pairs = windows.frames[:, : windows.frames.shape[1] // 2 * 2]
+        if windows.state is not None:
+            pools.append(windows.state)
+        return pairs.view(len(x), -1, 2, x.shape[2]).mean(dim=2), windows.counts
 
     def fresh_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> TransformerState:
         """See Encoder.fresh_state."""

@@ -8,7 +8,11 @@ For each frame x of W samples in 16-bit units::
     mel[m] = log(max(eps, sum_k H[k, m] P[k]))   H: triangles on the scale 1127 log(1 + f / 700)
 
 Source: Kaldi, feat/feature-window.cc, feature-fbank.cc, mel-computations.cc. Kaldi's rule for the first
-sample, d[0] - preemphasis d[0], has no effect here because the Povey window starts at exactly zero.
+sample, d[0] - preemphasis d[0], has no effect here because the window starts at exactly zero.
+
+`FbankConfig.whisper` is another such front end: the periodic Hann window 0.5 - 0.5 cos(2 pi i / W), no
+preemphasis and no mean taken off, an FFT as long as the window, and triangles over hertz of equal area whose
+corners lie on Slaney's scale (linear to 1 kHz, logarithmic beyond; Slaney 1998, "Auditory toolbox").
 
 A frame's features do not depend on the frames beside it, to the last bit: arithmetic on samples is one
 rounding per operation, and the FFT and the matrix products, whose library kernels may round differently for
@@ -16,14 +20,14 @@ a different number of rows, always get blocks of one number of rows (`CPU_ROWS`)
 with zeros. Such a block is also what keeps the temporaries in the second-level cache.
 
 Departures: samples are given in [-1, 1], not as 16-bit integers (the window carries the factor); window
-types other than Povey, the energy column and vocal tract warping are left out.
+types other than Povey and Hann, the energy column and vocal tract warping are left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -42,6 +46,13 @@ CPU_ROWS = 256
 
 GPU_ROWS = 4096
 """Frames per block elsewhere: an almost empty block is cheap there, and each block costs kernel launches."""
+
+SLANEY_KNEE = 15.0
+"""1 kHz on Slaney's scale, where it turns logarithmic."""
+
+WHISPER_STD = 4 * math.log(10)
+WHISPER_MEAN = 2 * math.log(FULL_SCALE) - WHISPER_STD
+"""(x - mean) / std of these features is what Whisper hears, (log10(energy) + 4) / 4 of samples in [-1, 1]."""
 
 MEL_GROUP = 16
 """Neighbouring mel filters that share one matrix product over the FFT bins that they cover."""
@@ -65,6 +76,32 @@ class FbankConfig(Config):
     """Standard deviation of noise added to the samples, in 16-bit units; 0 for repeatable features."""
     snip_edges: bool = False
     """True: only frames that fit in the signal. False: one per shift, the signal reflected at its ends."""
+    window_type: Literal["povey", "hann"] = "povey"
+    """Kaldi's default, or a periodic Hann window."""
+    round_to_power_of_two: bool = True
+    """False: the FFT is as long as the window."""
+    mel_scale: Literal["htk", "slaney"] = "htk"
+    """Where the filters lie and what they are: as in Kaldi, or of equal area on Slaney's scale."""
+    mel_floor: float = Field(EPSILON, gt=0)
+    """Least energy of a filter, under the logarithm."""
+
+    @classmethod
+    def whisper(cls) -> Self:
+        """The front end of Whisper but for its last step, which `WHISPER_MEAN` and `WHISPER_STD` undo.
+
+        Radford et al. 2022, "Robust speech recognition via large-scale weak supervision". Departures: Whisper
+        puts frames 5 ms earlier, and its floor is 8 decades below the loudest filter of 30 s, which nobody
+        knows live; the floor here is where that of speech at a usual level is.
+        """
+        return cls(
+            low_freq=0.0,
+            preemphasis=0.0,
+            remove_dc_offset=False,
+            window_type="hann",
+            round_to_power_of_two=False,
+            mel_scale="slaney",
+            mel_floor=FULL_SCALE**2 * 10**-7.5,
+        )
 
     @property
     def window(self) -> int:
@@ -78,7 +115,9 @@ class FbankConfig(Config):
 
     @property
     def fft_size(self) -> int:
-        """The window rounded up to a power of two."""
+        """Samples of the FFT, the window and maybe zeros."""
+        if not self.round_to_power_of_two:
+            return self.window
         return 1 << (self.window - 1).bit_length()
 
     @property
@@ -125,7 +164,8 @@ class LogMel(nn.Module):
         # Real and imaginary parts lie side by side in memory: with every row of H given twice, the matrix
         # product adds them up, which is cheaper than a pass over strided memory.
         self.register_buffer("mel", mel.repeat_interleave(2, dim=0).contiguous(), persistent=False)
-        self.register_buffer("later_window", povey_window(config.window)[1:] * FULL_SCALE, persistent=False)
+        window = povey_window if config.window_type == "povey" else hann_window
+        self.register_buffer("later_window", window(config.window)[1:] * FULL_SCALE, persistent=False)
         self._groups = _mel_groups(mel)
         # 1 - preemphasis, of the single-precision number that Kaldi uses
         self._rest = 1.0 - float(torch.tensor(config.preemphasis, dtype=torch.float32))
@@ -146,7 +186,9 @@ class LogMel(nn.Module):
         for block in _blocks(runs, size, self.config.shift):
             n = self._condition(block, padded)
             _mel_energies(padded, products)
-            torch.log(energies.narrow(0, 0, n).clamp_(min=EPSILON), out=output.narrow(0, done, n))
+            torch.log(
+                energies.narrow(0, 0, n).clamp_(min=self.config.mel_floor), out=output.narrow(0, done, n)
+            )
             done += n
 
     def _condition(self, block: list[Run], padded: Tensor) -> int:
@@ -209,12 +251,19 @@ def povey_window(size: int) -> Tensor:
     return (0.5 - 0.5 * torch.cos(phase)).pow(0.85).float()
 
 
+def hann_window(size: int) -> Tensor:
+    """The periodic Hann window, (size,) float32, zero at its start."""
+    return torch.hann_window(size, dtype=torch.float64).float()
+
+
 def mel_filters(config: FbankConfig) -> Tensor:
     """Triangular filters H, (FFT size / 2, M) float32, in float32 arithmetic as in Kaldi.
 
     The Nyquist bin has no weight, as in Kaldi. A filter too narrow to hold any FFT bin is all zeros, and its
     feature is then the floor, where Kaldi refuses.
     """
+    if config.mel_scale == "slaney":
+        return _slaney_filters(config)
     bins = config.fft_size // 2
     hertz = torch.arange(bins, dtype=torch.float32) * (config.sample_rate / config.fft_size)
     low, high = (_mel_scale(torch.tensor(f, dtype=torch.float32)) for f in config.band)
@@ -223,6 +272,24 @@ def mel_filters(config: FbankConfig) -> Tensor:
     left, centre, right = (low + (index + i) * step for i in range(3))
     mel = _mel_scale(hertz)[:, None]
     return torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
+
+
+def _slaney_filters(config: FbankConfig) -> Tensor:
+    """(FFT size / 2, M) float32: triangles over hertz, of area 1, with corners evenly on Slaney's scale."""
+    low, high = (_slaney_scale(f) for f in config.band)
+    mel = torch.linspace(low, high, config.num_mel_bins + 2, dtype=torch.float64)
+    corners = torch.where(mel < SLANEY_KNEE, mel * 200 / 3, 1000 * 6.4 ** ((mel - SLANEY_KNEE) / 27))
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    bins = torch.arange(config.fft_size // 2, dtype=torch.float64)
+    hertz = (bins * config.sample_rate / config.fft_size)[:, None]
+    rising, falling = (hertz - left) / (centre - left), (right - hertz) / (right - centre)
+    return (torch.minimum(rising, falling).clamp(min=0) * 2 / (right - left)).float()
+
+
+def _slaney_scale(hertz: float) -> float:
+    if hertz < 1000:
+        return 3 * hertz / 200
+    return SLANEY_KNEE + 27 * math.log(hertz / 1000) / math.log(6.4)
 
 
 def _mel_energies(padded: Tensor, products: list[tuple[int, int, Tensor, Tensor]]) -> None:

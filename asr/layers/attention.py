@@ -2,12 +2,13 @@
 
     y = W_o softmax((q k^T + position) / sqrt(d)) v          q, k, v = W norm(x)
 
-Positions are relative either way, so what a frame hears does not depend on when its stream began:
+Positions are relative in the first two, so what a frame hears does not depend on when its stream began:
 
 rotary     q and k are rotated by their position: q_i k_j depends on i - j (Su et al. 2021, RoFormer). No
            parameters, and the fast kernels of scaled_dot_product_attention serve it.
 relative   (q_i + u) k_j + (q_i + v) W_p r_{i-j}, r sinusoids of the distance, u and v learnt (Dai et al.
            2019, Transformer-XL; Gulati et al. 2020, Conformer).
+none       what is attended to says itself where it is (asr/layers/sinusoids.py).
 
 Dropout acts on what attention gives and not on its weights, which the fast kernels never store.
 
@@ -28,7 +29,7 @@ from torch.nn import functional
 from asr.layers.dropout import Dropout
 from asr.layers.residual import Branch
 
-PositionKind = Literal["rotary", "relative"]
+PositionKind = Literal["rotary", "relative", "none"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Positions(NamedTuple):
 
 def positions(kind: PositionKind, dim: int, heads: int, cached: int, frames: int, like: Tensor) -> Positions:
     """The tables for `frames` queries behind `cached` keys, in the dtype and on the device of `like`."""
+    if kind == "none":
+        return Positions(None, None)
     if kind == "rotary":
         width = dim // heads // 2
         angle = angles(torch.arange(-cached, frames, device=like.device), width)

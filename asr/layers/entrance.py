@@ -8,7 +8,7 @@ unidirectional stack behind it sees.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class EntranceOutput(NamedTuple):
     """(B, T', output_dim)."""
     x_lengths: Tensor
     """(B,) int64."""
-    state: EntranceState | None
+    state: Any
+    """EntranceState, or what else the entrance remembers; None of whole signals."""
 
 
 class Entrance(nn.Module):

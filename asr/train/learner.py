@@ -67,7 +67,7 @@ class Learner:
         """One optimiser step from gradients that are sums over so many labels; none if not finite."""
         lr = learning_rate(self._recipe.optimizer, progress.step, progress.total_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         # Shards arrive as means over the processes.
         divide_gradients(self._parameters, max(labels, 1) / (self._world.size if self.sharded else 1))
         clip_norm = self._recipe.training.clip_norm

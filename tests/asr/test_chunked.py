@@ -43,7 +43,7 @@ def batch() -> tuple[Tensor, Tensor]:
     [
         ({"dim": 18, "heads": 4}, "an even width within 18 channels, found 4 heads: set heads to 3 or 9"),
         ({"kernel": 8}, "expected an odd kernel: 9 would do"),
-        ({"pool_after": (3,)}, r"expected layers from 1 to 2 in pool_after, each once, found \(3,\)"),
+        ({"pool_after": (4,)}, r"expected layers from 1 to 3 in pool_after, each once, found \(4,\)"),
         ({"pool_after": (1, 1)}, "each once"),
         (
             {"contexts": (ContextConfig(chunk=6, left_chunks=1),), "pool_after": (1, 2)},

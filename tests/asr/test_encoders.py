@@ -17,6 +17,7 @@ from asr.encoders import (
     LstmEncoderConfig,
     RecurrentEncoderConfig,
     TransformerEncoderConfig,
+    WhisperEncoderConfig,
     build_encoder,
 )
 from asr.errors import StreamingError
@@ -40,6 +41,11 @@ def recurrent(mixer: str, **options: Any) -> RecurrentEncoderConfig:
 def transformer(**options: Any) -> TransformerEncoderConfig:
     sizes = {"dim": 16, "heads": 2, "layers": 3, "subsampling": SubsamplingConfig(factor=2)}
     return TransformerEncoderConfig(**{**sizes, **options})
+
+
+def whisper(chunk: int, left_chunks: int, **options: Any) -> WhisperEncoderConfig:
+    context = ContextConfig(chunk=chunk, left_chunks=left_chunks)
+    return WhisperEncoderConfig(contexts=(context,), dim=16, heads=2, layers=2, **options)
 
 
 STREAMING = {
@@ -67,6 +73,9 @@ STREAMING = {
     "transformer-causal": transformer(left=4, right=0, positions="relative"),
     "transformer-no-history": transformer(left=0, right=2),
     "transformer-funnel": transformer(left=3, right=1, pool_after=(1, 2), positions="relative"),
+    "transformer-funnel-end": transformer(left=3, right=1, pool_after=(3,)),
+    "whisper": whisper(4, 2),
+    "whisper-funnel": whisper(6, 1, pool_after=(2,)),
     "fast-conformer": conformer(
         2, 2, kernel=9, subsampling=SubsamplingConfig(kind="separable", factor=8, channels=4)
     ),

@@ -1,0 +1,100 @@
+"""English on the encoder of Whisper tiny.en, made to stream: the beginning of a transducer that writes letters.
+
+    python egs/english/whisper.py WHISPER MODEL
+    asr finetune MODEL --data DIR --exp DIR
+
+WHISPER is a directory with `model.safetensors` (Hugging Face's openai/whisper-tiny.en) or `model.bin` (the
+same in CTranslate2's form, as faster-whisper has it). MODEL then holds its encoder and a predictor, a joiner
+and a CTC head that know nothing yet, and the settings of the training that follows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from asr.config import save_config
+from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConfig
+from asr.data.batches import BatchesConfig
+from asr.encoders import WhisperEncoder, WhisperEncoderConfig
+from asr.encoders.whisper_weights import load_whisper
+from asr.features.logmel import WHISPER_MEAN, WHISPER_STD, FbankConfig
+from asr.features.specaugment import SpecAugmentConfig
+from asr.joiner import JoinerConfig
+from asr.layers.context import ContextConfig
+from asr.losses import CtcLossConfig, LossConfig
+from asr.model_directory import ModelConfig, build_network, save_model
+from asr.predictors import StatelessPredictorConfig
+from asr.text.tokenizer import TokenizerConfig, train_tokenizer
+from asr.train.optim import OptimizerConfig
+from asr.train.recipe import Recipe, TrainingConfig
+from asr.train.setup import RECIPE
+from asr.transducer import TransducerConfig
+
+CONTEXTS = (
+    ContextConfig(chunk=16, left_chunks=16),  # 320 ms of 20 ms frames, 5.1 s of history
+    ContextConfig(chunk=32, left_chunks=8),  # 640 ms
+    ContextConfig(),
+)
+CARD = """# Whisper's encoder under an untrained transducer
+
+A beginning for asr finetune; it writes nothing yet. Whisper: copyright (c) 2022 OpenAI, MIT licence.
+"""
+LETTERS = "abcdefghijklmnopqrstuvwxyz' "
+
+
+def streaming() -> Recipe:
+    """Frames of 40 ms, pooled from Whisper's 20 ms, in chunks of 320 ms, or 640 ms, or whole recordings."""
+    return Recipe(
+        name="English transducer on Whisper's encoder, streaming",
+        features=FbankConfig.whisper(),
+        specaugment=SpecAugmentConfig(
+            freq_masks=2, max_freq_width=20, max_time_width=30, max_time_fraction=0.15
+        ),
+        tokenizer=TokenizerConfig(kind="char"),
+        augment=AugmentConfig(
+            speed=SpeedConfig(factors=(0.9, 1.0, 1.1), spread=0.05),
+            volume=VolumeConfig(probability=0.5, level_db=(-40, -15)),
+            noise=NoiseConfig(probability=0.2, snr_db=(5, 30)),
+        ),
+        batches=BatchesConfig(max_duration_s=25, cache_mb=2048),
+        network=TransducerConfig(
+            encoder=WhisperEncoderConfig(contexts=CONTEXTS, context_warmup_steps=0, pool_after=(4,)),
+            predictor=StatelessPredictorConfig(dim=256, context=4),
+            joiner=JoinerConfig(dim=256),
+            loss=LossConfig(ctc=CtcLossConfig(weight=0.5)),
+        ),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=300, rates={"encoder": 0.2}),
+        training=TrainingConfig(epochs=12, keep_best=5, precision="bfloat16", ema=0.999),
+    )
+
+
+def begin(whisper: Path, model: Path) -> None:
+    """Write a model directory whose encoder is that of `whisper`; raises ModelError if there is none."""
+    recipe = streaming()
+    tokenizer = train_tokenizer(recipe.tokenizer, [LETTERS])
+    config = ModelConfig(features=recipe.features, network=recipe.network, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(recipe.training.seed)
+    network = build_network(config)
+    assert isinstance(network.encoder, WhisperEncoder)
+    load_whisper(network.encoder, whisper)
+    network.norm.mean.fill_(WHISPER_MEAN)
+    network.norm.scale.fill_(1 / WHISPER_STD)
+    save_model(model, config, network, tokenizer, CARD)
+    save_config(recipe, model / RECIPE)
+
+
+def main(
+    whisper: Annotated[Path, typer.Argument(help="Directory of Whisper's weights.")],
+    model: Annotated[Path, typer.Argument(help="Model directory to write.")],
+) -> None:
+    """Write a model that begins with Whisper's encoder."""
+    begin(whisper, model)
+    print(f"{model}: Whisper's encoder; asr finetune {model} --data DIR --exp DIR trains the rest")
+
+
+if __name__ == "__main__":
+    typer.run(main)
