@@ -1,4 +1,4 @@
-"""English on the encoder of Whisper tiny.en, made to stream: the beginning of a transducer that writes letters.
+"""English on Whisper tiny.en's encoder, made to stream: the beginning of a transducer that writes letters.
 
     python egs/english/whisper.py WHISPER MODEL
     asr finetune MODEL --data DIR --exp DIR
