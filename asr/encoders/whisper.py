@@ -5,11 +5,11 @@
     y = LayerNorm(x)
 
 Radford et al. 2022, "Robust speech recognition via large-scale weak supervision", section 2.2. In full
-context and with the sinusoids of the original this is Whisper's encoder, weight for weight (asr/encoders/
-whisper_weights.py reads them). Departures: attention in chunks with a limited history, as in every encoder
-here that attends (asr/encoders/chunked.py); sinusoids with a period (asr/layers/sinusoids.py), which training
-begins at a random place, so that none is better known than another; the convolutions know where speech ends,
-where Whisper hears silence up to 30 seconds; the frames can be pooled behind the last layer.
+context this is Whisper's encoder, weight for weight (asr/encoders/whisper_weights.py reads them). Departures:
+attention in chunks with a limited history, as in every encoder here that attends (asr/encoders/chunked.py);
+positions begin anew after 30 seconds (asr/layers/sinusoids.py), which training rehearses: some utterances
+begin in the middle (`anywhere`); a signal ends where it ends, where Whisper hears silence up to 30 seconds;
+the frames can be pooled behind the last layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,6 +48,8 @@ class WhisperEncoderConfig(ChunkedEncoderConfig):
     layers: int = 4
     positions: PositionKind = "none"
     subsampling: SubsamplingConfig = SubsamplingConfig(factor=2)
+    anywhere: float = Field(0.2, ge=0, le=1)
+    """Share of the utterances in training that begin at a random position, as if they went on."""
 
     @model_validator(mode="after")
     def _as_it_is(self) -> Self:
@@ -124,27 +126,25 @@ class WhisperEncoder(ChunkedEncoder):
         entrance = WhisperEntrance(input_dim, config.dim)
         super().__init__(config, input_dim, frame_shift_s, lambda: WhisperLayer(config), entrance)
         self.norm = nn.LayerNorm(config.dim)
-        self.step: int | None = None
-        self.anywhere = False
-        """Whether a whole signal begins at a random position."""
+        self.anywhere: torch.Generator | None = None
+        """Draws where utterances begin; without it, at 0."""
 
     def at_step(self, step: int | None) -> Self:
-        """See Encoder.at_step; and every utterance begins at a position of its own."""
+        """See Encoder.at_step; and some utterances begin anywhere."""
         view = copy.copy(super().at_step(step))
-        view.step, view.anywhere = step, True
+        seed = int(torch.randint(1 << 40, ())) if step is None else step
+        view.anywhere = torch.Generator().manual_seed(seed)
         return view
 
     def enter(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EntranceOutput:
         """See ChunkedEncoder.enter."""
-        if state is None and self.anywhere:
-            begin = self._begin(len(x)).to(x.device)
-            return self.entrance(x, x_lengths, None, begin)  # type: ignore[no-any-return]
-        return super().enter(x, x_lengths, state)
-
-    def _begin(self, batch: int) -> Tensor:
-        """(B,) positions, which depend on the step alone."""
-        generator = torch.default_generator if self.step is None else torch.Generator().manual_seed(self.step)
-        return torch.randint(PERIOD, (batch,), generator=generator)
+        if state is not None or self.anywhere is None:
+            return super().enter(x, x_lengths, state)
+        assert isinstance(self.config, WhisperEncoderConfig)
+        begin = torch.randint(PERIOD, (len(x),), generator=self.anywhere)
+        begin[torch.rand(len(x), generator=self.anywhere) >= self.config.anywhere] = 0
+        out: EntranceOutput = self.entrance(x, x_lengths, None, begin.to(x.device))
+        return out
 
 
 class WhisperLayer(Layer):

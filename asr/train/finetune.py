@@ -27,7 +27,7 @@ WARMUP_STEPS, WARMUP_SHARE = 100, 0.1
 EPOCHS = 10
 STAGES = ("layer_steps", "context_warmup_steps")
 """Settings of encoders that learn in stages."""
-FREE = {*STAGES, "contexts", "dropout", "checkpointing", "piece", "piece_context"}
+FREE = {*STAGES, "contexts", "anywhere", "dropout", "checkpointing", "piece", "piece_context"}
 """Settings of the network that may change, beside its losses: no weight is read differently."""
 LOSS = "network.loss."
 

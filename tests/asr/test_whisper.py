@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -15,13 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from asr.encoders import WhisperEncoder, WhisperEncoderConfig, build_encoder
-from asr.encoders import whisper as module
 from asr.encoders.whisper_weights import load_whisper, read_whisper
 from asr.errors import ModelError
 from asr.features.fbank import Fbank, FbankConfig
 from asr.features.logmel import FULL_SCALE, WHISPER_MEAN, WHISPER_STD, hann_window, mel_filters
 from asr.layers.context import ContextConfig
-from asr.layers.sinusoids import PERIOD, STILL, sinusoids
+from asr.layers.sinusoids import PERIOD, sinusoids
 
 BINS, DIM, HEADS, LAYERS = 5, 16, 2, 2
 
@@ -135,7 +135,7 @@ def original_sinusoids(position: Tensor, dim: int) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["hugging face", "ctranslate2"])
-def test_full_context_is_whisper(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_context_is_whisper(form: str, tmp_path: Path) -> None:
     weights = hugging_face()
     if form == "ctranslate2":
         weights = {name: tensor.half().float() for name, tensor in weights.items()}
@@ -146,7 +146,6 @@ def test_full_context_is_whisper(form: str, tmp_path: Path, monkeypatch: pytest.
         )
     encoder = build()
     load_whisper(encoder, tmp_path)
-    monkeypatch.setattr(module, "sinusoids", original_sinusoids)
     x = torch.randn(40, BINS)
     # Silence behind it, as Whisper has it: our encoder hears that a signal ends.
     x[30:] = 0
@@ -155,27 +154,41 @@ def test_full_context_is_whisper(form: str, tmp_path: Path, monkeypatch: pytest.
     assert torch.allclose(y.double(), whole(weights, x), atol=1e-5)
 
 
-def test_sinusoids_come_back_and_are_those_of_whisper_nearly() -> None:
-    dim, place = 384, torch.arange(PERIOD)
-    table = sinusoids(place, dim)
-    assert torch.equal(sinusoids(place + 7 * PERIOD, dim), table)
-    # Neighbours lie as far apart at the end of a period as anywhere else.
-    apart = (table - table.roll(-1, 0)).norm(dim=1)
-    assert apart.max() - apart.min() < 1e-4
-    assert (table[STILL] - original_sinusoids(torch.tensor(STILL), dim)).abs().max() < 0.35
-    assert (table[:50] - original_sinusoids(place[:50], dim)).abs().mean() < 0.02
+def test_sinusoids_are_those_of_whisper_and_begin_anew() -> None:
+    place = torch.arange(PERIOD)
+    assert torch.allclose(sinusoids(place, 384), original_sinusoids(place, 384).float())
+    assert torch.equal(sinusoids(place + 7 * PERIOD, 384), sinusoids(place, 384))
 
 
-def test_training_begins_anywhere_and_use_at_the_beginning() -> None:
-    encoder = build(contexts=(ContextConfig(),))
+def test_a_stream_goes_on_beyond_the_last_position() -> None:
+    """Frame by frame it equals an encoder that was told where to begin."""
+    encoder = build(contexts=(ContextConfig(chunk=2, left_chunks=1),))
+    x, before = torch.randn(1, 24, BINS), 2 * PERIOD - 6
+    state = encoder.initial_state(1)
+    entrance = dataclasses.replace(state.entrance, position=torch.tensor([before]))
+    with torch.no_grad():
+        live = encoder(x, torch.tensor([24]), dataclasses.replace(state, entrance=entrance))
+        places = torch.arange(before, before + 12)
+        assert not torch.allclose(sinusoids(places, DIM), sinusoids(torch.arange(12), DIM))
+        padded, begin = functional.pad(x, (0, 0, 0, 2)), torch.tensor([before])
+        expected = encoder.entrance(padded, torch.tensor([26]), None, begin).x
+        frames = encoder.entrance(x, torch.tensor([24]), entrance)
+    count = int(frames.x_lengths)
+    assert torch.allclose(frames.x[:, :count], expected[:, :count], atol=1e-6)
+    assert int(live.state.entrance.position) == (before + count) % PERIOD
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_training_begins_anywhere_and_use_at_the_beginning(share: float) -> None:
+    encoder = build(contexts=(ContextConfig(),), anywhere=share)
     x, lengths = torch.randn(2, 30, BINS), torch.tensor([30, 20])
     with torch.no_grad():
         used = encoder(x, lengths).y
         assert torch.equal(encoder(x, lengths).y, used)
         steps = [encoder.at_step(step)(x, lengths).y for step in (1, 1, 2)]
     assert torch.equal(steps[0], steps[1])
-    assert not torch.allclose(steps[0], steps[2], atol=1e-3)
-    assert not torch.allclose(steps[0], used, atol=1e-3)
+    assert torch.allclose(steps[0], steps[2], atol=1e-5) == (share == 0)
+    assert torch.allclose(steps[0], used, atol=1e-5) == (share == 0)
 
 
 def test_the_front_end_is_whispers() -> None:
