@@ -43,9 +43,11 @@ class WhisperEncoderConfig(ChunkedEncoderConfig):
     }
 
     kind: Literal["whisper"] = "whisper"
-    dim: int = 384
-    heads: int = 6
-    layers: int = 4
+    dim: int = Field(384, ge=4)
+    heads: int = Field(6, ge=1)
+    layers: int = Field(4, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Whisper was trained without: a few of its channels carry much, and it does not stand to lose them."""
     positions: PositionKind = "none"
     subsampling: SubsamplingConfig = SubsamplingConfig(factor=2)
     anywhere: float = Field(0.2, ge=0, le=1)
@@ -56,8 +58,6 @@ class WhisperEncoderConfig(ChunkedEncoderConfig):
         for name, own in self.OWN.items():
             if getattr(self, name) != own:
                 raise ValueError(f"a Whisper encoder has {name} of its own: leave {name} out")
-        if self.dim < 4:
-            raise ValueError(f"expected a dim of at least 4 for sinusoids, found {self.dim}")
         return self
 
 

@@ -67,7 +67,7 @@ def streaming() -> Recipe:
             joiner=JoinerConfig(dim=256),
             loss=LossConfig(ctc=CtcLossConfig(weight=0.5)),
         ),
-        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=300, rates={"encoder": 0.2}),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=300, rates={"encoder": 0.1}),
         training=TrainingConfig(epochs=12, keep_best=5, precision="bfloat16", ema=0.999),
     )
 

@@ -240,7 +240,7 @@ def test_slaney_filters() -> None:
         ({"positions": "rotary"}, "a Whisper encoder has positions of its own: leave positions out"),
         ({"lookahead": 2, "contexts": (ContextConfig(chunk=4, left_chunks=1),)}, "has lookahead of its own"),
         ({"subsampling": {"factor": 4}}, "leave subsampling out"),
-        ({"dim": 2, "heads": 1}, "expected a dim of at least 4"),
+        ({"dim": 2, "heads": 1}, "greater than or equal to 4"),
     ],
 )
 def test_refused_configurations(options: dict[str, Any], message: str) -> None:
