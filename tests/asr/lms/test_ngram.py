@@ -126,6 +126,37 @@ def test_saved_and_read_again(tmp_path: Path, arpas) -> None:
     assert again.log_prob(["grün", "a"]) == model.log_prob(["grün", "a"])
 
 
+def test_saved_in_half_the_bytes(tmp_path: Path, arpas) -> None:
+    model = NgramModel.read(arpas.write(tmp_path / "lm.arpa", arpas.make(3, [*WORDS, "grün"], 150)))
+    for name, compact in (("plain", False), ("compact", True)):
+        model.save(tmp_path / f"{name}.safetensors", compact=compact)
+    again = NgramModel.read(tmp_path / "compact.safetensors")
+    assert (again.order, again.words, again.begin) == (3, model.words, model.begin)
+    for name in ("keys", "after", "suffix"):
+        assert torch.equal(getattr(again, name), getattr(model, name))
+    for name in ("scores", "chain"):
+        assert torch.allclose(getattr(again, name), getattr(model, name), rtol=1 / 2048, atol=1e-6)
+    arrays = [load_file(tmp_path / f"{name}.safetensors") for name in ("compact", "plain")]
+    small, large = (sum(array.nbytes for array in file.values()) for file in arrays)
+    assert small < 0.7 * large
+    assert again.log_prob(["grün", "a"]) == pytest.approx(model.log_prob(["grün", "a"]), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("edges", 1 << 30), ("edges", -1), ("next", 99), ("next", -1)])
+def test_damaged_compact_files_are_refused(tmp_path: Path, arpas, name: str, value: int) -> None:
+    model = NgramModel.read(arpas.write(tmp_path / "lm.arpa", arpas.make(3, WORDS, 50)))
+    model.save(tmp_path / "whole", compact=True)
+    tensors = load_file(tmp_path / "whole")
+    tensors[name] = tensors[name].to(torch.int32)
+    tensors[name][3] = value
+    if name == "edges":  # whatever the number, their sum fits
+        tensors[name][2] -= int(tensors[name].sum()) - len(tensors["next"])
+    path = tmp_path / "lm.safetensors"
+    save_file(tensors, path, {"format": "asr-ngram-2", "order": "3"})
+    with pytest.raises(ModelError, match=r"lm\.safetensors: expected words and edges that fit"):
+        NgramModel.read(path)
+
+
 def damage(name: str, tensors: dict[str, torch.Tensor]) -> None:
     if name == "another dtype":
         tensors["after"] = tensors["after"].long()
