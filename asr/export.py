@@ -5,10 +5,13 @@ Of a training that has not ended, the model is that of its newest checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from asr.config import load_config, write_atomically
+from asr.config import load_config, override, write_atomically
 from asr.errors import ConfigError
+from asr.lms import NgramModel
 from asr.model_directory import (
     CARD,
     WEIGHTS,
@@ -18,6 +21,7 @@ from asr.model_directory import (
     load_weights,
     save_model,
 )
+from asr.search import SearchConfig
 from asr.text.tokenizer import load_tokenizer
 from asr.train import checkpoint
 from asr.train.recipe import Recipe
@@ -25,11 +29,13 @@ from asr.train.setup import CHECKPOINTS, RECIPE, RUN, RunInfo, describe_model
 from asr.weights import Storage
 
 
-def export_model(model: Path, out: Path, storage: Storage) -> int:
+def export_model(model: Path, out: Path, storage: Storage, settings: Sequence[str] = ()) -> int:
     """Write the model directory or run `model` to `out`; returns the bytes of its weights.
 
-    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language model. Raises
-    ConfigError if both are the same directory, TrainingError or ModelError naming what cannot be read.
+    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language model. `settings`
+    change its search, as in `asr.recognizer.load`; an n-gram model that they name is packed and comes along.
+    Raises ConfigError if both are the same directory or a setting is none, TrainingError or ModelError naming
+    what cannot be read.
     """
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")
@@ -37,12 +43,36 @@ def export_model(model: Path, out: Path, storage: Storage) -> int:
         loaded, card = _unfinished(model)
     else:
         loaded, card = load_model(model), _card(model)
-    save_model(out, loaded.config, loaded.network, loaded.tokenizer, card, storage)
-    for name in (RECIPE, loaded.config.search.fusion.lm):
+    search, ngram = _changed(loaded.config.search, settings)
+    config = loaded.config.model_copy(update={"search": search})
+    save_model(out, config, loaded.network, loaded.tokenizer, card, storage)
+    if ngram is not None:
+        assert search.fusion.lm is not None
+        ngram.save(out / search.fusion.lm, compact=True)
+    for name in (RECIPE, None if ngram else search.fusion.lm):
         # A language model that lies elsewhere stays there, and nothing is written elsewhere.
         if name is not None and Path(name).name == name and (model / name).is_file():
             write_atomically(out / name, (model / name).read_bytes())
     return (out / WEIGHTS).stat().st_size
+
+
+class _Changed(NamedTuple):
+    """How the exported model searches."""
+
+    search: SearchConfig
+    ngram: NgramModel | None
+    """A language model that it did not have."""
+
+
+def _changed(own: SearchConfig, settings: Sequence[str]) -> _Changed:
+    """The settings applied; a language model that they name, and the model's own configuration does not."""
+    search = override(own, settings, "--search")
+    fusion = search.fusion
+    if fusion.lm is None or fusion.lm == own.fusion.lm:
+        return _Changed(search, None)
+    ngram = NgramModel.read(fusion.lm)
+    fusion = fusion.model_copy(update={"lm": f"{fusion.lm_unit}.safetensors"})
+    return _Changed(search.model_copy(update={"fusion": fusion}), ngram)
 
 
 def _card(model: Path) -> str:

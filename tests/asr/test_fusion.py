@@ -14,6 +14,7 @@ from asr import state as states
 from asr.config import load_config, save_config
 from asr.errors import ConfigError, HotwordsError, ModelError, TokenError
 from asr.export import export_model
+from asr.lms import NgramModel
 from asr.model_directory import CONFIG, ModelConfig
 from asr.search import BeamSearch, FusionConfig, SearchConfig, build_search
 from asr.search.fusion import Fusion, Weighted
@@ -178,6 +179,30 @@ def test_an_export_takes_the_language_model_along(make_model, tmp_path: Path) ->
     export_model(directory, tmp_path / "small", "int8")
     assert (tmp_path / "small" / "words.arpa").read_text() == ARPA
     assert len(asr.load(tmp_path / "small").search.scorer.parts) == 1
+
+
+def test_an_export_with_another_search(make_model, tmp_path: Path, call) -> None:
+    (tmp_path / "any.arpa").write_text(ARPA)
+    code, _, err = call(
+        "export", make_model(), tmp_path / "out", "--beam", 3, "--lm", tmp_path / "any.arpa",
+        "--search", "fusion.lm_weight=0.7",
+    )  # fmt: skip
+    assert code == 0, err
+    (tmp_path / "any.arpa").unlink()
+    recognizer = asr.load(tmp_path / "out")
+    assert recognizer.search_config.beam == 3
+    fusion = recognizer.search_config.fusion
+    assert (Path(fusion.lm).name, fusion.lm_weight) == ("words.safetensors", 0.7)
+    assert NgramModel.read(fusion.lm).words
+    # On, with its own, which stays as it is.
+    again = tmp_path / "again"
+    assert call("export", tmp_path / "out", again, "--search", "beam=5")[0] == 0
+    assert (again / "words.safetensors").read_bytes() == (tmp_path / "out" / "words.safetensors").read_bytes()
+    assert asr.load(again).search_config.beam == 5
+    code, _, err = call("export", again, tmp_path / "none", "--beam", 2, "--lm", tmp_path / "missing.arpa")
+    assert code != 0
+    assert "missing.arpa" in err
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_export_writes_nothing_elsewhere(make_model, tmp_path: Path) -> None:
