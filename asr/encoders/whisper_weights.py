@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,19 +72,35 @@ def read_whisper(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{path}: expected the weights of Whisper, found no {error.args[0]}") from error
 
 
-@torch.no_grad()
-def load_whisper(encoder: WhisperEncoder, path: Path | str) -> None:
-    """Fill `encoder` with weights of the same size; layers that Whisper lacks stay as they are.
+class WhisperSize(NamedTuple):
+    """What tells the sizes of Whisper apart."""
 
-    Raises ModelError if there is no Whisper model or its width, its features or its layers differ.
+    bins: int
+    """Of the features: 80, or 128 of the largest."""
+    dim: int
+    heads: int
+    layers: int
+
+
+def whisper_size(weights: dict[str, Tensor]) -> WhisperSize:
+    """The size of what `read_whisper` gave."""
+    dim, bins, _ = weights["entrance.first.convolution.weight"].shape
+    layers = _count(weights, "layers.", ".feed_forward.up.weight")
+    return WhisperSize(bins, dim, max(1, dim // HEAD_WIDTH), layers)
+
+
+@torch.no_grad()
+def load_whisper(encoder: WhisperEncoder, weights: dict[str, Tensor]) -> None:
+    """Fill `encoder` with what `read_whisper` gave; layers that Whisper lacks stay as they are.
+
+    Raises ModelError if its width, its features or its layers differ.
     """
-    weights = read_whisper(path)
     own = encoder.state_dict()
     for name, tensor in weights.items():
         if name not in own or own[name].shape != tensor.shape:
             found = tuple(own[name].shape) if name in own else "nothing"
             raise ModelError(
-                f"{path}: {name}: Whisper has {tuple(tensor.shape)}, the encoder {found}: "
+                f"{name}: Whisper has {tuple(tensor.shape)}, the encoder {found}: "
                 "set dim, layers and num_mel_bins to those of this size of Whisper"
             )
         own[name].copy_(tensor)

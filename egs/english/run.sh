@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# English: prepare, read sentences synthetically, train on both, go on with people alone, decode, make it small.
-# egs/english/run.sh [--data-dir DIR] [--exp DIR] [--data DIR] [--hours H] [--epochs N] [--people-epochs N]
-#                    [--processes N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
+# English: prepare, read sentences synthetically, train on both, go on with people alone, add a language model, decode.
+# egs/english/run.sh [--data-dir DIR] [--exp DIR] [--data DIR] [--whisper DIR] [--hours H] [--epochs N]
+#                    [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
+# --whisper: weights of Whisper tiny.en to begin with (whisper.py); without, a Conformer from nothing (conformer.py)
 # --hours of synthetic speech, 0 for none (flite, piper-tts, WordNet's files: see synthesise.py and --wordnet DIR)
+# --chitchat FILE: more text for the language model (lm.py)
 set -euo pipefail
-stage=1 stop_stage=6 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 people_epochs=10 processes=2 set=""
-wordnet=/usr/share/wordnet
+stage=1 stop_stage=7 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 people_epochs=10 processes=2 set=""
+wordnet=/usr/share/wordnet chitchat="" whisper=""
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/../options.sh"
 data=${data:-$exp/data}
@@ -13,26 +15,42 @@ synthetic=$exp/synthetic
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 # One thread for each process: two processes are faster than one with two threads.
 train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$processes" -m asr "$@"; }
+# step EXP ARGUMENTS...: a training, or what is left of it.
+step() {
+  if [[ -f $1/recipe.yaml ]]; then train train --resume --exp "$1" --profile; else train "${@:2}" --exp "$1" --profile; fi
+}
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"}; fi
-corpora=(--data "$data") mixing=()
+corpora=(--data "$data") noise=(--set "augment.noise.source=$data/noise.jsonl.gz")
 if [[ $hours != 0 ]]; then
   if run 2; then
     python "$here/synthesise.py" "$synthetic" --text "$data/text/lm.txt" --wordnet "$wordnet" --keep-out "$data" --hours "$hours"
   fi
-  corpora+=(--data "$synthetic") mixing=(--set "batches.mixing.weights=[65,35]")
+  corpora+=(--data "$synthetic" --set "batches.mixing.weights=[65,35]")
 fi
-if run 3 && [[ -f $exp/mixed/recipe.yaml ]]; then train train --resume --exp "$exp/mixed" --profile
+own=(${set:+$(printf -- '--set %s ' $set)})
+if run 3 && [[ -n $whisper ]]; then
+  [[ -d $exp/begin ]] || python "$here/whisper.py" "$whisper" "$exp/begin"
+  # First the new parts, almost alone: what they ask for before they know anything would spoil the encoder.
+  step "$exp/head" finetune "$exp/begin" --data "$data" "${noise[@]}" --set training.epochs=2 \
+    --set optimizer.lr=2e-3 --set "optimizer.rates={encoder: 0.02}" "${own[@]}"
+  step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
+    --set optimizer.lr=1e-3 --set "optimizer.rates={encoder: 0.15}" --set optimizer.warmup_steps=200 "${own[@]}"
 elif run 3; then
-  train train "$here/conformer.py:streaming" "${corpora[@]}" --exp "$exp/mixed" --profile "${mixing[@]}" \
-    --set "augment.noise.source=$data/noise.jsonl.gz" --set training.epochs="$epochs" ${set:+$(printf -- '--set %s ' $set)}
+  step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
-if run 4 && [[ -f $exp/people/recipe.yaml ]]; then train train --resume --exp "$exp/people" --profile
-elif run 4; then
-  train finetune "$exp/mixed" --data "$data" --exp "$exp/people" --set training.epochs="$people_epochs"
+if run 4; then
+  step "$exp/people" finetune "$exp/mixed" --data "$data" --set training.epochs="$people_epochs"
 fi
-if run 5; then asr export "$exp/people" "$exp/small" --weights int8; fi
+if run 5; then
+  python "$here/lm.py" "$data" "$exp/lm" $([[ -d $wordnet ]] && echo --wordnet "$wordnet") ${chitchat:+--chitchat "$chitchat"}
+  asr lm train "$exp/lm/lm-text.txt" --out "$exp/lm/small.arpa" --order 3 --prune 0,1,2 --max-words 30000
+fi
 if run 6; then
+  asr export "$exp/people" "$exp/small" --weights int8 --beam 8 --lm "$exp/lm/small.arpa" --search fusion.lm_weight=0.5 \
+    --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.5 --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
+fi
+if run 7; then
   for part in test-so762-adults test-so762-children test-kathleen; do
     asr decode "$exp/small" --data "$data/$part.jsonl.gz" --stream --threads 1
   done

@@ -20,7 +20,7 @@ from asr.config import save_config
 from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConfig
 from asr.data.batches import BatchesConfig
 from asr.encoders import WhisperEncoder, WhisperEncoderConfig
-from asr.encoders.whisper_weights import load_whisper
+from asr.encoders.whisper_weights import WhisperSize, load_whisper, read_whisper, whisper_size
 from asr.features.logmel import WHISPER_MEAN, WHISPER_STD, FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
@@ -43,14 +43,16 @@ CARD = """# Whisper's encoder under an untrained transducer
 
 A beginning for asr finetune; it writes nothing yet. Whisper: copyright (c) 2022 OpenAI, MIT licence.
 """
+TINY = WhisperSize(bins=80, dim=384, heads=6, layers=4)
 LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 
-def streaming() -> Recipe:
+def streaming(size: WhisperSize = TINY) -> Recipe:
     """Frames of 40 ms, pooled from Whisper's 20 ms, in chunks of 320 ms, or 640 ms, or whole recordings."""
+    dim, heads, layers = size.dim, size.heads, size.layers
     return Recipe(
         name="English transducer on Whisper's encoder, streaming",
-        features=FbankConfig.whisper(),
+        features=FbankConfig.whisper().model_copy(update={"num_mel_bins": size.bins}),
         specaugment=SpecAugmentConfig(
             freq_masks=2, max_freq_width=20, max_time_width=30, max_time_fraction=0.15
         ),
@@ -62,7 +64,14 @@ def streaming() -> Recipe:
         ),
         batches=BatchesConfig(max_duration_s=25, cache_mb=2048),
         network=TransducerConfig(
-            encoder=WhisperEncoderConfig(contexts=CONTEXTS, context_warmup_steps=0, pool_after=(4,)),
+            encoder=WhisperEncoderConfig(
+                dim=dim,
+                heads=heads,
+                layers=layers,
+                contexts=CONTEXTS,
+                context_warmup_steps=0,
+                pool_after=(layers,),
+            ),
             predictor=StatelessPredictorConfig(dim=256, context=4),
             joiner=JoinerConfig(dim=256),
             loss=LossConfig(ctc=CtcLossConfig(weight=0.5)),
@@ -74,13 +83,14 @@ def streaming() -> Recipe:
 
 def begin(whisper: Path, model: Path) -> None:
     """Write a model directory whose encoder is that of `whisper`; raises ModelError if there is none."""
-    recipe = streaming()
+    weights = read_whisper(whisper)
+    recipe = streaming(whisper_size(weights))
     tokenizer = train_tokenizer(recipe.tokenizer, [LETTERS])
     config = ModelConfig(features=recipe.features, network=recipe.network, vocab_size=tokenizer.vocab_size)
     torch.manual_seed(recipe.training.seed)
     network = build_network(config)
     assert isinstance(network.encoder, WhisperEncoder)
-    load_whisper(network.encoder, whisper)
+    load_whisper(network.encoder, weights)
     network.norm.mean.fill_(WHISPER_MEAN)
     network.norm.scale.fill_(1 / WHISPER_STD)
     save_model(model, config, network, tokenizer, CARD)

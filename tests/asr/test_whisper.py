@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from asr.encoders import WhisperEncoder, WhisperEncoderConfig, build_encoder
-from asr.encoders.whisper_weights import load_whisper, read_whisper
+from asr.encoders.whisper_weights import load_whisper, read_whisper, whisper_size
 from asr.errors import ModelError
 from asr.features.fbank import Fbank, FbankConfig
 from asr.features.logmel import FULL_SCALE, WHISPER_MEAN, WHISPER_STD, hann_window, mel_filters
@@ -34,7 +34,7 @@ def build(**options: Any) -> WhisperEncoder:
     return encoder.eval()
 
 
-def hugging_face() -> dict[str, Tensor]:
+def hugging_face(bins: int = BINS, dim: int = DIM, layers: int = LAYERS) -> dict[str, Tensor]:
     """Random weights by the names under which Whisper's are given out."""
     generator = torch.Generator().manual_seed(3)
 
@@ -42,23 +42,23 @@ def hugging_face() -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator) / 4
 
     weights = {
-        "conv1.weight": random(DIM, BINS, 3),
-        "conv1.bias": random(DIM),
-        "conv2.weight": random(DIM, DIM, 3),
-        "conv2.bias": random(DIM),
-        "layer_norm.weight": 1 + random(DIM),
-        "layer_norm.bias": random(DIM),
+        "conv1.weight": random(dim, bins, 3),
+        "conv1.bias": random(dim),
+        "conv2.weight": random(dim, dim, 3),
+        "conv2.bias": random(dim),
+        "layer_norm.weight": 1 + random(dim),
+        "layer_norm.bias": random(dim),
     }
-    for number in range(LAYERS):
+    for number in range(layers):
         at = f"layers.{number}."
         for name in ("q", "k", "v", "out"):
-            weights[f"{at}self_attn.{name}_proj.weight"] = random(DIM, DIM)
+            weights[f"{at}self_attn.{name}_proj.weight"] = random(dim, dim)
             if name != "k":
-                weights[f"{at}self_attn.{name}_proj.bias"] = random(DIM)
+                weights[f"{at}self_attn.{name}_proj.bias"] = random(dim)
         for name in ("self_attn_layer_norm", "final_layer_norm"):
-            weights |= {f"{at}{name}.weight": 1 + random(DIM), f"{at}{name}.bias": random(DIM)}
-        weights |= {f"{at}fc1.weight": random(4 * DIM, DIM), f"{at}fc1.bias": random(4 * DIM)}
-        weights |= {f"{at}fc2.weight": random(DIM, 4 * DIM), f"{at}fc2.bias": random(DIM)}
+            weights |= {f"{at}{name}.weight": 1 + random(dim), f"{at}{name}.bias": random(dim)}
+        weights |= {f"{at}fc1.weight": random(4 * dim, dim), f"{at}fc1.bias": random(4 * dim)}
+        weights |= {f"{at}fc2.weight": random(dim, 4 * dim), f"{at}fc2.bias": random(dim)}
     return {f"model.encoder.{name}": tensor for name, tensor in weights.items()}
 
 
@@ -145,7 +145,7 @@ def test_full_context_is_whisper(form: str, tmp_path: Path) -> None:
             {**weights, "model.decoder.layer_norm.weight": torch.ones(DIM)}, tmp_path / "model.safetensors"
         )
     encoder = build()
-    load_whisper(encoder, tmp_path)
+    load_whisper(encoder, read_whisper(tmp_path))
     x = torch.randn(40, BINS)
     # Silence behind it, as Whisper has it: our encoder hears that a signal ends.
     x[30:] = 0
@@ -269,19 +269,21 @@ def test_what_is_no_whisper_is_refused(tmp_path: Path) -> None:
 
 def test_an_encoder_of_another_size_is_refused(tmp_path: Path) -> None:
     save_file(hugging_face(), tmp_path / "model.safetensors")
+    weights = read_whisper(tmp_path)
+    assert whisper_size(weights) == (BINS, DIM, 1, LAYERS)
     with pytest.raises(
         ModelError, match=r"conv.*Whisper has \(16, 5, 3\), the encoder \(20, 5, 3\): set dim"
     ):
-        load_whisper(build(dim=20), tmp_path)
+        load_whisper(build(dim=20), weights)
     with pytest.raises(ModelError, match=r"layers.1.*the encoder nothing"):
-        load_whisper(build(layers=1), tmp_path)
+        load_whisper(build(layers=1), weights)
 
 
 def test_layers_that_whisper_lacks_stay(tmp_path: Path) -> None:
     save_file(hugging_face(), tmp_path / "model.safetensors")
     encoder = build(layers=3)
     before = encoder.layers[2].feed_forward.up.weight.clone()
-    load_whisper(encoder, tmp_path)
+    load_whisper(encoder, read_whisper(tmp_path))
     assert torch.equal(encoder.layers[2].feed_forward.up.weight, before)
     expected = hugging_face()["model.encoder.layers.1.fc1.weight"]
     assert torch.equal(encoder.layers[1].feed_forward.up.weight, expected)

@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asr.encoders.whisper_weights import read_whisper
+from asr.recognizer import load
 
 EGS = Path(__file__).parents[2] / "egs"
 SMALL = " ".join(
@@ -63,6 +68,23 @@ def test_every_stage_without_synthetic_speech(corpora: Path, tmp_path: Path) -> 
     assert "epoch   1" not in again
     assert (exp / "people" / "model.safetensors").read_bytes() == weights
     assert (exp / "small" / "model.safetensors").stat().st_size < len(weights)
+    assert load(exp / "small").search_config.fusion.lm == str(exp / "small" / "words.safetensors")
     for part in TESTS:
         assert (exp / "small" / "decode" / f"data-{part}-live" / "hyp.jsonl").stat().st_size > 0
     assert again.count("WER") >= len(TESTS)
+
+
+def test_a_beginning_with_whisper(corpora: Path, tmp_path: Path, load_script) -> None:
+    """Its encoder arrives, learns slowly at first, and is trained further."""
+    exp, whisper = tmp_path / "exp", tmp_path / "whisper"
+    whisper.mkdir()
+    checks = load_script(Path(__file__).parents[1] / "asr" / "test_whisper.py")
+    save_file(checks.hugging_face(80, 16, 1), whisper / "model.safetensors")
+    common = ("--exp", exp, "--hours", 0, "--processes", 1, "--whisper", whisper)
+    run("--data-dir", corpora, *common, "--epochs", 1, "--people-epochs", 1, "--stop-stage", 4)
+    name = "encoder.layers.0.feed_forward.up.weight"
+    began, head, mixed = (load_file(exp / step / "model.safetensors") for step in ("begin", "head", "mixed"))
+    assert torch.equal(began[name], read_whisper(whisper)[name.removeprefix("encoder.")])
+    moved = {part: float((head[part] - began[part]).abs().max()) for part in (name, "joiner.out.weight")}
+    assert 0 < moved[name] < moved["joiner.out.weight"] / 5
+    assert not torch.equal(mixed[name], head[name])
