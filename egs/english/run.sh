@@ -17,7 +17,7 @@ run() { ((stage <= $1 && $1 <= stop_stage)); }
 train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$processes" -m asr "$@"; }
 # step EXP ARGUMENTS...: a training, or what is left of it.
 step() {
-  if [[ -f $1/recipe.yaml ]]; then train train --resume --exp "$1" --profile; else train "${@:2}" --exp "$1" --profile; fi
+  if [[ -f $1/recipe.yaml ]]; then train train --resume --exp "$1" --profile; else train "${@:2}" --exp "$1"; fi
 }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"}; fi
@@ -37,7 +37,7 @@ if run 3 && [[ -n $whisper ]]; then
   step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
     --set optimizer.lr=1e-3 --set "optimizer.rates={encoder: 0.15}" --set optimizer.warmup_steps=200 "${own[@]}"
 elif run 3; then
-  step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
+  step "$exp/mixed" train "$here/conformer.py:streaming" --profile "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
 if run 4; then
   step "$exp/people" finetune "$exp/mixed" --data "$data" --set training.epochs="$people_epochs"
