@@ -1,4 +1,4 @@
-"""`asr lm`: train n-gram language models, and measure how well one predicts a text."""
+"""`asr lm`: train, mix and prune n-gram language models, and measure how well one predicts a text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from asr.lms.backoff import Backoff
     from asr.lms.perplexity import TextPrediction
     from asr.lms.train_ngram import TrainedNgram
 
-app = typer.Typer(help="Language models: train n-grams from text, measure perplexity.", no_args_is_help=True)
+app = typer.Typer(
+    help="Language models: train n-grams from text, mix and prune them, measure perplexity.",
+    no_args_is_help=True,
+)
 
 TextsArgument = Annotated[
     list[Path], typer.Argument(metavar="TEXT...", help="UTF-8 text, a sentence a line; .gz is unpacked.")
@@ -72,6 +76,65 @@ def perplexity_command(
     _print_predictions(text_perplexities(model, texts, tokens=tokens, normalization=normalization))
 
 
+@app.command("mix")
+def mix_command(
+    models: Annotated[list[Path], typer.Argument(metavar="LM...", help="ARPA files, maybe gzipped.")],
+    out: Annotated[Path, typer.Option(help="File to write, NAME.arpa or NAME.arpa.gz.")],
+    weights: Annotated[str, typer.Option(help="Of the models, that sum to 1: 0.7,0.3; else all equal.")] = "",
+    tune: Annotated[Path | None, typer.Option(help="Text whose best weights are taken.")] = None,
+    max_words: Annotated[
+        int | None, typer.Option(help="Keep the so many most probable words; others are <unk>.")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="File of the words to keep, one a line.")] = None,
+    normalization: NormalizationOption = "basic",
+) -> None:
+    """Mix n-gram models into one: the weighted sum of what they say, for all n-grams that any of them lists.
+
+    Words that a model does not know share the probability of its <unk>.
+    """
+    from asr.config import validate
+    from asr.lms.mix import MixConfig, mix_files
+
+    options = {"weights": _decimals(weights), "max_words": max_words}
+    config = validate(options, MixConfig, "asr lm mix")
+    mixed = mix_files(models, out, config, tune=tune, vocabulary=vocabulary, normalization=normalization)
+    print(f"{out}: {_sizes(mixed.model)}; weights {','.join(f'{weight:.4f}' for weight in mixed.weights)}")
+    if mixed.tuned:
+        tuned = mixed.tuned
+        print(f"{tune}: {tuned.tokens:,} known tokens, perplexity of the sum itself {tuned.perplexity:.2f}")
+
+
+@app.command("prune")
+def prune_command(
+    lm: Annotated[Path, typer.Argument(help="ARPA file, maybe gzipped.")],
+    out: Annotated[Path, typer.Option(help="File to write, NAME.arpa or NAME.arpa.gz.")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Drop what perplexity alone rises by a smaller share without: 1e-8.")
+    ] = None,
+    max_ngrams: Annotated[int | None, typer.Option(help="Keep so many, of all orders together.")] = None,
+) -> None:
+    """Prune an n-gram model: n-grams go that it hardly misses, by relative entropy."""
+    from asr.config import validate
+    from asr.lms.prune import PruneConfig, prune_file
+
+    options = {"threshold": threshold, "max_ngrams": max_ngrams}
+    model = prune_file(lm, out, validate(options, PruneConfig, "asr lm prune"))
+    print(f"{out}: {_sizes(model)}")
+
+
+def _sizes(model: Backoff) -> str:
+    return ", ".join(f"{len(order.word):,} {n}-grams" for n, order in enumerate(model.orders, 1))
+
+
+def _decimals(text: str) -> tuple[float, ...]:
+    from asr.errors import ConfigError
+
+    try:
+        return tuple(float(number) for number in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(f"--weights {text}: expected numbers with commas, e.g. 0.7,0.3") from None
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     from asr.errors import ConfigError
 
@@ -85,9 +148,8 @@ def _print_trained(trained: TrainedNgram, out: Path) -> None:
     from asr.lms.kneser_ney import FALLBACK
 
     model = trained.model
-    sizes = ", ".join(f"{len(order.word):,} {n}-grams" for n, order in enumerate(model.orders, 1))
     unknown = f", {model.unknown:,} of them as <unk>" if model.unknown else ""
-    print(f"{out}: {model.sentences:,} sentences, {model.tokens:,} tokens{unknown}; {sizes}")
+    print(f"{out}: {model.sentences:,} sentences, {model.tokens:,} tokens{unknown}; {_sizes(model)}")
     if trained.left_out:
         print(f"left out: {trained.left_out:,} lines, the first {trained.first_left_out}")
     if model.fallbacks:

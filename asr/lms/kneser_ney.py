@@ -1,4 +1,4 @@
-"""N-gram models from text: interpolated modified Kneser-Ney, written as ARPA.
+"""N-gram models from text: interpolated modified Kneser-Ney.
 
 With h a context, w the label after it, h' the context without its first label, and N the order:
 
@@ -25,33 +25,26 @@ from the number of the (n-1)-gram before its last label and that label. One sort
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from asr.config import Config, replacing
+from asr.config import Config
 from asr.errors import DataError
+from asr.lms.backoff import BEGIN, END, UNKNOWN, Backoff, Floats, Ints, Order
 
-UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 SPECIAL = (UNKNOWN, BEGIN, END)
 UNKNOWN_ID, BEGIN_ID, END_ID = range(3)
 MAX_ORDER = 16
 FALLBACK = (0.5, 1.0, 1.5)
 """D1, D2, D3 where the closed form gives none; the defaults of lmplz's --discount_fallback."""
-NEVER_LOG10 = -99.0
-"""How ARPA writes a probability of zero: that of `<s>`."""
-LINES_AT_ONCE = 1 << 16
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
@@ -82,27 +75,9 @@ class KneserNeyConfig(Config):
 
 
 @dataclass(frozen=True)
-class Order:
-    """The n-grams of one order, those of one context together, contexts in the order of their numbers."""
+class KneserNey(Backoff):
+    """A trained model; its words are `<unk>`, `<s>`, `</s>`, then the others, sorted."""
 
-    context: Ints
-    """(K,) number of the first n-1 labels among those n-grams; 0 for unigrams."""
-    word: Ints
-    """(K,) last label."""
-    probability: Floats
-    """(K,) p(word | context)."""
-    backoff: Floats
-    """(K,) g of the n-gram as a context; 1 where it is none."""
-
-
-@dataclass(frozen=True)
-class KneserNey:
-    """A trained model."""
-
-    words: tuple[str, ...]
-    """Label of every id: `<unk>`, `<s>`, `</s>`, then the words, sorted."""
-    orders: tuple[Order, ...]
-    """Unigrams first; of these `<s>` has probability 0."""
     discounts: tuple[tuple[float, ...], ...]
     """D1, D2, D3 of every order."""
     fallbacks: tuple[int, ...]
@@ -171,20 +146,6 @@ def train_kneser_ney(
         tokens=len(text.labels) - 2 * ends,
         unknown=int((text.labels == UNKNOWN_ID).sum()),
     )
-
-
-def write_arpa(model: KneserNey, path: Path | str) -> None:
-    """Write a model as ARPA, aside and renamed; gzipped if the name ends in .gz.
-
-    Logarithms to base 10, seven digits; `<s>` has probability -99, and a weight of 1 is left out.
-    """
-    path = Path(path)
-    with replacing(path) as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=6) as packed:
-                _write(model, packed)
-        else:
-            _write(model, raw)
 
 
 def _number(sentences: Iterable[Sequence[str]], max_words: int | None, vocabulary: Iterable[str]) -> _Text:
@@ -315,25 +276,3 @@ def _orders(
         backoff = smoothed[n + 1].share[keep] if n + 1 < len(counts) else np.ones_like(probability)
         yield Order(number[count.context[keep]], count.word[keep], probability, backoff)
         number = np.cumsum(keep) - 1
-
-
-def _write(model: KneserNey, stream: IO[bytes] | Any) -> None:
-    sizes = [f"ngram {n}={len(order.word)}\n" for n, order in enumerate(model.orders, 1)]
-    stream.write(f"\\data\\\n{''.join(sizes)}".encode())
-    names: list[str] = []
-    for n, order in enumerate(model.orders, 1):
-        words = [model.words[word] for word in order.word.tolist()]
-        contexts = order.context.tolist()
-        names = words if n == 1 else [f"{names[c]} {w}" for c, w in zip(contexts, words, strict=True)]
-        stream.write(f"\n\\{n}-grams:\n".encode())
-        for start in range(0, len(names), LINES_AT_ONCE):
-            part = slice(start, start + LINES_AT_ONCE)
-            stream.write("".join(_lines(names[part], order.probability[part], order.backoff[part])).encode())
-    stream.write(b"\n\\end\\\n")
-
-
-def _lines(names: Sequence[str], probability: Floats, backoff: Floats) -> Iterator[str]:
-    with np.errstate(divide="ignore"):
-        log_p = np.maximum(np.log10(probability), NEVER_LOG10)
-    for name, p, weight in zip(names, log_p.tolist(), np.log10(backoff).tolist(), strict=True):
-        yield f"{p:.7g}\t{name}\t{weight:.7g}\n" if weight else f"{p:.7g}\t{name}\n"

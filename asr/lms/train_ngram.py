@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asr.errors import ConfigError
-from asr.lms.kneser_ney import KneserNey, KneserNeyConfig, train_kneser_ney, write_arpa
+from asr.lms.backoff import check_name, write_arpa
+from asr.lms.kneser_ney import KneserNey, KneserNeyConfig, train_kneser_ney
 from asr.lms.sentences import Sentences
 from asr.text.tokenizer import load_tokenizer
 
@@ -35,8 +36,7 @@ def train_ngram(
     With a tokenizer all its labels are in the model, seen or not, so that it can score each of them. Raises
     ConfigError, DataError, ModelError as the parts do; nothing is written then.
     """
-    if not out.name.endswith((".arpa", ".arpa.gz")):
-        raise ConfigError(f"{out}: expected a name ending in .arpa or .arpa.gz")
+    check_name(out)
     tokenizer = None if tokens is None else load_tokenizer(tokens)
     if tokenizer is not None and config.max_words is not None:
         raise ConfigError("max_words is for words: the labels of a tokenizer are all kept; leave one out")

@@ -62,7 +62,7 @@ def build_trie(arpa: Arpa, words: int) -> Trie:
         scores[edge] = level.log_prob - chain[parent]
         node = np.zeros(len(edge), np.int64)
         if stop:
-            backed = _find(keys[:stop], suffix, words, suffix[parent], word)
+            backed = find_edges(keys[:stop], suffix, words, suffix[parent], word)
             node = backed + 1
             scores[edge] = np.where(np.isnan(level.log_prob), scores[backed], scores[edge])
         stop += len(edge)
@@ -73,6 +73,24 @@ def build_trie(arpa: Arpa, words: int) -> Trie:
     weights = np.concatenate([[0.0], *(level.backoff for level in levels[:-1])])
     telling = (np.bincount(keys // words, minlength=contexts) > 0) | (weights != 0)
     return Trie(keys, scores, _passed_over(telling, suffix, sizes[:-1])[after], suffix, chain)
+
+
+def find_edges(keys: Ids, suffix: Ids, words: int, context: Ids, word: Ids) -> Ids:
+    """The edge of every word from its context, or else from the first that backing off leads to.
+
+    Contexts and words (N,) give edges (N,); `keys` and `suffix` may be the lower orders of a trie alone.
+    """
+    context, edge = context.copy(), word.copy()  # from the empty context, the edge of a word is its id
+    left = np.flatnonzero(context)
+    while len(left):
+        wanted = context[left] * words + word[left]
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        there = keys[at] == wanted
+        edge[left[there]] = at[there]
+        left = left[~there]
+        context[left] = suffix[context[left]]
+        left = left[context[left] > 0]
+    return edge
 
 
 def _levels(arpa: Arpa, words: int) -> list[_Level]:
@@ -122,21 +140,6 @@ def _has(keys: Ids, wanted: Ids) -> NDArray[np.bool_]:
     if not len(keys):
         return np.zeros(len(wanted), np.bool_)
     return np.equal(keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)], wanted)
-
-
-def _find(keys: Ids, suffix: Ids, words: int, context: Ids, word: Ids) -> Ids:
-    """The edge of every word from its context, or else from the first that backing off leads to."""
-    context, edge = context.copy(), word.copy()  # from the empty context, the edge of a word is its id
-    left = np.flatnonzero(context)
-    while len(left):
-        wanted = context[left] * words + word[left]
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        there = keys[at] == wanted
-        edge[left[there]] = at[there]
-        left = left[~there]
-        context[left] = suffix[context[left]]
-        left = left[context[left] > 0]
-    return edge
 
 
 def _passed_over(telling: NDArray[np.bool_], suffix: Ids, sizes: list[int]) -> Ids:

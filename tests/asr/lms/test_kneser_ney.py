@@ -15,13 +15,13 @@ import pytest
 from pydantic import ValidationError
 
 from asr.errors import DataError
+from asr.lms.backoff import write_arpa
 from asr.lms.kneser_ney import (
     FALLBACK,
     MAX_ORDER,
     KneserNeyConfig,
     _discounts,
     train_kneser_ney,
-    write_arpa,
 )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from asr.errors import ConfigError, DataError, ManifestError
 from asr.lms import perplexity
-from asr.lms.kneser_ney import KneserNeyConfig, train_kneser_ney, write_arpa
+from asr.lms.backoff import write_arpa
+from asr.lms.kneser_ney import KneserNeyConfig, train_kneser_ney
 from asr.lms.ngram import NgramModel
 from asr.lms.perplexity import Prediction, predict, text_perplexities
 from asr.lms.sentences import Sentence, Sentences
