@@ -106,3 +106,27 @@ def test_refusals_write_nothing(folder, arguments, error, message):
 def test_a_model_that_is_none(folder):
     with pytest.raises(ModelError, match=r"text.txt:5: expected"):
         asr_lm("perplexity", "text.txt", "text.txt")
+
+
+def test_mix_and_prune(folder):
+    asr_lm("train", "text.txt", "--out", "one.arpa")
+    (folder / "more.txt").write_text("a bird sat\nthe bird sang\n")
+    asr_lm("train", "more.txt", "--out", "two.arpa", "--order", 2)
+    out = asr_lm("mix", "one.arpa", "two.arpa", "--weights", "0.25,0.75", "--out", "mixed.arpa")
+    assert out.startswith("mixed.arpa: 11 1-grams, ")
+    assert out.endswith("weights 0.2500,0.7500\n")
+    out = asr_lm("mix", "one.arpa", "two.arpa", "--tune", "more.txt", "--out", "mixed.arpa", "--max-words", 5)
+    assert out.startswith("mixed.arpa: 8 1-grams, ")
+    assert "more.txt: 8 known tokens, perplexity of the sum itself " in out
+    assert asr_lm("prune", "mixed.arpa", "--out", "small.arpa.gz", "--max-ngrams", 10).startswith(
+        "small.arpa.gz: 8 1-grams, 2 2-grams"
+    )
+    assert len(NgramModel.read("small.arpa.gz").words) == 8
+    assert (
+        asr_lm("prune", "mixed.arpa", "--out", "small.arpa", "--threshold", 10) == "small.arpa: 8 1-grams\n"
+    )
+    with pytest.raises(ConfigError, match=r"--weights 1;2: expected numbers with commas"):
+        asr_lm("mix", "one.arpa", "two.arpa", "--weights", "1;2", "--out", "bad.arpa")
+    with pytest.raises(ConfigError, match=r"asr lm prune: .*either a threshold or max_ngrams"):
+        asr_lm("prune", "mixed.arpa", "--out", "bad.arpa")
+    assert not (folder / "bad.arpa").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,30 @@ class Arpas:
                 lines.append(f"{prob!r}\t{' '.join(words)}{weight}")
         path.write_text("\n".join([*lines, "", "\\end\\", ""]), encoding="utf-8")
         return path
+
+    @classmethod
+    def whole(cls, order: int, words: Sequence[str], count: int, seed: int = 0) -> Ngrams:
+        """The same, with probabilities of 1 together behind every context; `<s>` is never predicted."""
+        rng = random.Random(seed)
+        predicted = len(set(words) - {"<s>"})
+        ngrams = [
+            {g: (-99.0, 0.0) for g in part if g[-1] != "<s>" or len(g) == 1}
+            for part in cls.make(order, words, count, seed)
+        ]
+        for part in ngrams:
+            for context in sorted({g[:-1] for g in part}):
+                followers = sorted(g for g in part if g[:-1] == context and g[-1] != "<s>")
+                left = 0.0 if len(followers) == predicted else 0.1 + rng.random()
+                shares = [0.1 + rng.random() for _ in followers]
+                for g, share in zip(followers, shares, strict=True):
+                    part[g] = (math.log10(share / (sum(shares) + left)), 0.0)
+                if left:
+                    lower = sum(10 ** cls.log10(ngrams, context[1:], g[-1]) for g in followers)
+                    weight = math.log10(left / (sum(shares) + left) / (1 - lower))
+                    # A context that is not listed would have no weight; listed so, it changes no other sum.
+                    log_p = cls.log10(ngrams, context[:-1], context[-1])
+                    ngrams[len(context) - 1][context] = (log_p, weight)
+        return ngrams
 
     @classmethod
     def log10(cls, ngrams: Ngrams, history: Sequence[str], word: str) -> float:
