@@ -118,10 +118,14 @@ class Session:
         """The next samples, (N,) float in -1..1 or int16, any N.
 
         Returns a partial event if the text grew, and a final one for every utterance that ended. Raises
-        AudioError on NaN or infinite samples, StreamingError after `finish`.
+        AudioError on NaN or infinite samples, and on more than can be rescored; StreamingError after `finish`.
         """
         self._require_open()
-        return self._advance(self._resampler.feed(as_float(samples, self._name)), last=False)
+        new = self._resampler.feed(as_float(samples, self._name))
+        if self._recognizer.second_pass is not None:
+            fed_s = (self._heard + self._waiting_samples + len(new)) / self._recognizer.sample_rate
+            self._recognizer.second_pass.check_length(fed_s, self._name)
+        return self._advance(new, last=False)
 
     def finish(self) -> list[Event]:
         """End the stream: events of what was waiting, the last of them final."""
@@ -177,8 +181,6 @@ class Session:
         """One step of the model, and the events that it brings."""
         assert self._state is not None
         second_pass = self._recognizer.second_pass
-        if second_pass is not None:
-            second_pass.check_length((self._heard + len(samples)) / self._recognizer.sample_rate, self._name)
         self._heard += len(samples)
         if self._voice is not None:
             self._voice.feed(samples)

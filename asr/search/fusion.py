@@ -128,7 +128,7 @@ def repeated(state: S, width: int) -> S:
 
 def first_of(rows: S) -> S:
     """(B, K, ...) to (B, ...): the state of the first hypothesis of each stream."""
-    return states.map_tensors(lambda x: x[:, 0], rows)
+    return states.map_tensors(lambda x: x[:, 0].contiguous(), rows)
 
 
 def _has_streams(scorer: Scorer) -> TypeGuard[StreamScorer]:

@@ -31,7 +31,7 @@ def listen(search: Search, config: BiasingConfig, hotwords: Sequence[str], name:
     biasing = next((found for found in each if isinstance(found, PhraseBiasing)), None)
     if biasing is None:
         raise ConfigError(
-            f"{name}: expected a beam search that listens for phrases, found another one; "
+            f"{name}: expected a beam search that listens for hotwords, found another one; "
             "use search.method=beam, without a scorer of your own"
         )
     return config.listen(biasing, hotwords, name)
