@@ -118,7 +118,7 @@ class Session:
         """The next samples, (N,) float in -1..1 or int16, any N.
 
         Returns a partial event if the text grew, and a final one for every utterance that ended. Raises
-        AudioError on NaN or infinite samples, and on more than can be rescored; StreamingError after `finish`.
+        AudioError on NaN or infinite samples and on more than can be rescored, StreamingError after `finish`.
         """
         self._require_open()
         new = self._resampler.feed(as_float(samples, self._name))

@@ -85,7 +85,7 @@ def test_without_either_the_list_is_as_the_search_has_it() -> None:
 
 
 def test_what_was_given_out_counts_where_a_word_goes_on() -> None:
-    """Of "ab" + ("", " d", "c") the middle one is nearest to both; by their ends alone the first would be."""
+    """Behind "ab", " d" and "c" make "ab d" and "abc", which are two errors apart, and not one."""
     letters = train_tokenizer(TokenizerConfig(kind="char"), ["abc d"])
     ids = {symbol: label for label, symbol in enumerate(letters.symbols)}
 
@@ -94,10 +94,7 @@ def test_what_was_given_out_counts_where_a_word_goes_on() -> None:
 
     lists = [[Hypothesis(tokens(text), -1.0, 0.0) for text in (" d", "c")]]
     (found,) = SecondPass(make(), letters, RescoreWeights(), 1.0)([tokens(" ab")], lists)
-    assert [each.risk for each in found] == [
-        1.0,
-        1.0,
-    ]  # "ab d" and "abc" are two errors apart, half of the time
+    assert [each.risk for each in found] == [1.0, 1.0]  # half of the time
 
 
 SETTINGS = {
@@ -118,7 +115,7 @@ def test_whole_recordings_batches_and_streams_decide_alike(
     name: str, head: str, make_model, speech_like
 ) -> None:
     search = SearchConfig(method="beam", beam=6, head=head, max_symbols=2, nbest=4, **SETTINGS[name])
-    directory = make_model(kind="hybrid")
+    directory, settings = make_model(kind="hybrid"), ["method=beam", "beam=6"]
     recognizer, plain = (
         asr.load(directory, search=search),
         asr.load(directory, settings=["method=beam", "beam=6"]),
@@ -210,14 +207,13 @@ def test_minus_infinity_is_null_in_json() -> None:
     (ranked,) = SecondPass(model, WORDS, RescoreWeights(ctc=1.0))([[]], lists, [silent])
     assert [len(each.hypothesis.tokens) for each in ranked] == [0, 3]
     transcript = asr.transcript.make_transcript([], WORDS, 0.04, 1.0, 0, ranked)
-    json_of = asr.transcript.as_json(transcript.alternatives[1])
-    assert json_of == {
-        "text": "zero zero zero",
+    assert asr.transcript.as_json(transcript.alternatives[1]) == {
+        "text": WORDS.decode([1, 1, 1]),
         "score": None,
         "log_prob": -1.0,
         "fused": 0.0,
         "ctc": None,
-    } or (json_of["text"].count(" ") == 2 and json_of["score"] is None and json_of["ctc"] is None)
+    }
 
 
 def test_search_whole_without_a_second_pass_has_no_list() -> None:
