@@ -116,10 +116,7 @@ def test_whole_recordings_batches_and_streams_decide_alike(
 ) -> None:
     search = SearchConfig(method="beam", beam=6, head=head, max_symbols=2, nbest=4, **SETTINGS[name])
     directory, settings = make_model(kind="hybrid"), ["method=beam", "beam=6"]
-    recognizer, plain = (
-        asr.load(directory, search=search),
-        asr.load(directory, settings=["method=beam", "beam=6"]),
-    )
+    recognizer, plain = asr.load(directory, search=search), asr.load(directory, settings=settings)
     for other in (recognizer, plain):
         with torch.no_grad():  # so that they are less sure
             other.network.joiner.output.weight.mul_(0.4)
