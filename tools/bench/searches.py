@@ -119,9 +119,7 @@ def main() -> int:
     parser.add_argument("--boost", type=float, default=4.0)
     parser.add_argument("--beam", type=int, default=8)
     parser.add_argument("--mbr", type=float, default=0.5, help="scale of the scores")
-    parser.add_argument(
-        "--ctc", type=float, default=0.2, help="weight in rescoring; the transducer has the rest"
-    )
+    parser.add_argument("--ctc", type=float, default=0.2, help="in rescoring; the rest is the transducer")
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
