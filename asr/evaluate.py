@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -32,8 +32,10 @@ from asr.score.biasing import score_phrases
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
 from asr.score.wer import WerReport, score_pairs
+from asr.text.hotwords import list_hotwords
 from asr.text.normalize import normalizer
 from asr.train.setup import RUN, RunInfo
+from asr.transcript import as_json
 
 SHOWN_CONFUSIONS = 8
 
@@ -53,6 +55,8 @@ class Options(NamedTuple):
     head: Literal["transducer", "ctc"] | None = None
     search: tuple[str, ...] = ()
     """Settings of the search, see `asr.recognizer.load`."""
+    cut_hotwords: bool = False
+    """Listen for phrases of each cut, its custom field `hotwords`, too."""
 
     @property
     def suffix(self) -> str:
@@ -64,6 +68,7 @@ class Options(NamedTuple):
         if self.latency is not None:
             seconds = [length_s for length_s in self.latency if length_s is not None]
             parts += [f"{1000 * length_s:g}ms" for length_s in seconds] or ["full"]
+        parts += ["cut-hotwords"] if self.cut_hotwords else []
         parts += ["live"] if self.live_chunk_s is not None else []
         return "".join(f"-{part}" for part in parts)
 
@@ -128,7 +133,8 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     )
     latency = _latency(decoded) if options.live_chunk_s else None
     phrases = [phrase.text for phrase in recognizer.search_config.fusion.biasing.phrases()]
-    measured = score_phrases(report, phrases).lines() if phrases else []
+    own = {item.cut.id: _own_phrases(item.cut) for item in decoded} if options.cut_hotwords else {}
+    measured = score_phrases(report, phrases, own).lines() if phrases or own else []
     measured += _measured(recognizer, options, stats, latency)
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
@@ -194,18 +200,19 @@ def _decode_batches(recognizer: Recognizer, recordings: Recordings, options: Opt
     batch: list[Any] = []
     for cut in sorted(recordings.cuts, key=lambda cut: -cut.duration):
         if batch and batch[0].duration * (len(batch) + 1) > options.batch_s:
-            yield _decode_batch(recognizer, recordings._replace(cuts=batch))
+            yield _decode_batch(recognizer, recordings._replace(cuts=batch), options)
             batch = []
         batch.append(cut)
     if batch:
-        yield _decode_batch(recognizer, recordings._replace(cuts=batch))
+        yield _decode_batch(recognizer, recordings._replace(cuts=batch), options)
 
 
-def _decode_batch(recognizer: Recognizer, recordings: Recordings) -> Part:
+def _decode_batch(recognizer: Recognizer, recordings: Recordings, options: Options) -> Part:
     cuts = recordings.cuts
     samples = [recordings.load(cut, recognizer.sample_rate) for cut in cuts]
     start = time.perf_counter()
-    transcripts = recognizer.transcribe_batch(samples, [cut.id for cut in cuts])
+    hotwords = [_hotwords(cut) if options.cut_hotwords else () for cut in cuts]
+    transcripts = recognizer.transcribe_batch(samples, [cut.id for cut in cuts], hotwords=hotwords)
     stats = StreamStats().chunk(sum(t.duration_s for t in transcripts), time.perf_counter() - start)
     return Part([Decoded(cut, t, []) for cut, t in zip(cuts, transcripts, strict=True)], stats)
 
@@ -217,9 +224,24 @@ def _decode_live(recognizer: Recognizer, recordings: Recordings, options: Option
     for cut in recordings.cuts:
         samples = recordings.load(cut, recognizer.sample_rate)
         chunks = (samples[i : i + size] for i in range(0, len(samples), size))
-        updates = list(feed(recognizer, chunks, recognizer.sample_rate))
+        hotwords = _hotwords(cut) if options.cut_hotwords else ()
+        updates = list(feed(recognizer, chunks, recognizer.sample_rate, hotwords=hotwords))
         last = updates[-1]
         yield Part([Decoded(cut, last.transcript, word_appearances(updates))], last.stats)
+
+
+def _hotwords(cut: Any) -> Sequence[str]:
+    """What a cut's custom field lists. Raises ManifestError."""
+    found = (getattr(cut, "custom", None) or {}).get("hotwords", ())
+    if isinstance(found, list | tuple) and all(isinstance(phrase, str) for phrase in found):
+        return found
+    raise ManifestError(
+        f"utterance {cut.id}: expected a list of phrases in custom.hotwords, found {found!r:.100}"
+    )
+
+
+def _own_phrases(cut: Any) -> list[str]:
+    return [phrase.text for phrase in list_hotwords(_hotwords(cut))]
 
 
 def _latency(decoded: list[Decoded]) -> LatencyReport | None:
@@ -260,12 +282,14 @@ def _write(file: IO[str], item: Decoded) -> None:
         }
         for w in item.transcript.words
     ]
-    record = {
+    record: dict[str, Any] = {
         "id": item.cut.id,
         "text": item.transcript.text,
         "speaker": cut_speaker(item.cut),
         "words": words,
     }
+    if item.transcript.alternatives:
+        record["nbest"] = [as_json(alternative) for alternative in item.transcript.alternatives]
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     file.flush()
 

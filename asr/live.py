@@ -94,13 +94,14 @@ def feed(
     *,
     endpoint: EndpointConfig | None = None,
     voice: VoiceActivity | None = None,
+    hotwords: Sequence[str] = (),
     interrupt: Interrupt | None = None,
 ) -> Iterator[Update]:
     """Feed chunks of samples; an update for whatever changed a transcript, the last one final.
 
     A request of `interrupt` ends the audio. An AsrError of the chunks is raised behind the last update.
     """
-    session = recognizer.stream(sample_rate, endpoint=endpoint, voice=voice)
+    session = recognizer.stream(sample_rate, endpoint=endpoint, voice=voice, hotwords=hotwords)
     stats = StreamStats(state_bytes=session.state_bytes)
     watch, fed, failure = _Watch(), 0, None
     try:

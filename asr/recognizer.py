@@ -34,7 +34,20 @@ from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.lms import Scorer
 from asr.model_directory import LoadedModel, load_model
 from asr.pretrained import pretrained
-from asr.search import SearchConfig, SearchResult, Token, build_scorer, build_search, search_whole
+from asr.search import (
+    BeamSearch,
+    CtcBeamSearch,
+    SearchConfig,
+    SearchResult,
+    Token,
+    build_scorer,
+    build_search,
+    build_second_pass,
+    search_whole,
+)
+from asr.search.biasing import PhraseList
+from asr.search.second_pass import Ranked
+from asr.search.streams import begin, listen
 from asr.session import Event, Session
 from asr.transcript import TimedToken, Transcript, Word, make_transcript
 from asr.vad import VoiceActivity
@@ -85,6 +98,8 @@ class Flushed(NamedTuple):
     tokens: list[list[Token]]
     truncated: list[int]
     encoded: tuple[EncoderOutput, ...]
+    n_best: list[list[Ranked]]
+    """For each stream all hypotheses of the whole, the chosen one first, if there was a second pass."""
 
 
 def load(
@@ -132,8 +147,13 @@ class Recognizer:
         # Dither is for training: the same recording must give the same words.
         self.fbank = Fbank(self.config.features.model_copy(update={"dither": 0.0})).to(self.device)
         self._search_config = search or self.config.search
-        self._scorer = scorer or build_scorer(self._search_config.fusion, self.network, self.tokenizer)
+        beam = self._search_config.method == "beam"
+        self._scorer = scorer or build_scorer(
+            self._search_config.fusion, self.network, self.tokenizer, streams=beam
+        )
         self.search = build_search(self._search_config, self.network, self._scorer)
+        self.second_pass = build_second_pass(self._search_config, self.network, self.tokenizer)
+        """What is done with the hypotheses that are left when a stream ends, if anything."""
 
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
@@ -162,30 +182,40 @@ class Recognizer:
         """Seconds from the start of an encoder frame until all the audio that it needs has been heard."""
         return self.network.encoder.algorithmic_latency_s + self.fbank.lookahead_s
 
-    def transcribe(self, source: Path | str | npt.NDArray[Any], sample_rate: int | None = None) -> Transcript:
+    def transcribe(
+        self,
+        source: Path | str | npt.NDArray[Any],
+        sample_rate: int | None = None,
+        *,
+        hotwords: Sequence[str] = (),
+    ) -> Transcript:
         """Transcribe a file, or an array of samples (N,) float in -1..1 or int16 at `sample_rate`.
 
-        Files of any length are read in blocks. Raises AudioError naming the file.
+        Files of any length are read in blocks. `hotwords`: see `listen`. Raises AudioError naming the file.
         """
         name = str(source) if isinstance(source, str | Path) else "array"
         blocks = self._blocks(source, sample_rate or self.sample_rate)
         if self.streaming:
-            session = Session(self, self.sample_rate, name)
+            session = Session(self, self.sample_rate, name, hotwords=hotwords)
             for block in blocks:
                 session.feed(block)
             return session.finish()[-1].transcript
         if isinstance(source, str | Path):
             self._check_whole(probe(source).duration_s, name)
         samples = np.concatenate([np.zeros(0, np.float32), *blocks])
-        return self.transcribe_batch([samples], [name])[0]
+        return self.transcribe_batch([samples], [name], hotwords=[hotwords])[0]
 
     def transcribe_batch(
-        self, recordings: Sequence[npt.NDArray[Any]], names: Sequence[str] | None = None
+        self,
+        recordings: Sequence[npt.NDArray[Any]],
+        names: Sequence[str] | None = None,
+        *,
+        hotwords: Sequence[Sequence[str]] | None = None,
     ) -> list[Transcript]:
         """Transcribe several recordings (N,), float in -1..1 or int16, at the model's rate at once.
 
-        `names` go into error messages. Raises AudioError for samples that are not finite, and for recordings
-        that are too long for a model that has to hear them whole.
+        `names` go into error messages. `hotwords`: of each recording, see `listen`. Raises AudioError for
+        samples that are not finite, and for recordings that are too long to be heard, or rescored, whole.
         """
         names = names or [f"recording {i}" for i in range(len(recordings))]
         checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
@@ -195,15 +225,19 @@ class Recognizer:
         padded = torch.zeros(len(checked), int(lengths.max()))
         for row, samples in zip(padded, checked, strict=True):
             row[: len(samples)] = torch.from_numpy(samples)
+        phrases = [self.listen(*each) for each in zip(hotwords or [()] * len(names), names, strict=True)]
         longest = int(lengths.argmax())
         longest_s = len(checked[longest]) / self.sample_rate
+        if self.second_pass is not None:
+            self.second_pass.check_length(longest_s, names[longest])
         if self.streaming and longest_s > WHOLE_S:
-            result = self._in_blocks(padded, lengths)
+            result = self._in_blocks(padded, lengths, phrases)
         else:
             self._check_whole(longest_s, names[longest], len(checked))
-            result = self._at_once(padded, lengths)
-        found = zip(result.tokens, result.truncated, lengths.tolist(), strict=True)
-        return [self.transcript(tokens, length, truncated) for tokens, truncated, length in found]
+            result = self._at_once(padded, lengths, phrases)
+        n_best = result.n_best or [()] * len(checked)
+        found = zip(result.tokens, lengths.tolist(), result.truncated, n_best, strict=True)
+        return [self.transcript(*each) for each in found]
 
     @torch.inference_mode()
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
@@ -238,20 +272,35 @@ class Recognizer:
         *,
         endpoint: EndpointConfig | None = None,
         voice: VoiceActivity | None = None,
+        hotwords: Sequence[str] = (),
     ) -> Session:
         """Begin a live stream of samples at `sample_rate`; raises StreamingError if the model cannot.
 
         endpoint: rules by which utterances end; None makes the stream one utterance.
         voice: tells speech from silence (asr.vad), for one stream.
+        hotwords: see `listen`.
         """
-        return Session(self, sample_rate or self.sample_rate, endpoint=endpoint, voice=voice)
+        return Session(
+            self, sample_rate or self.sample_rate, endpoint=endpoint, voice=voice, hotwords=hotwords
+        )
 
-    def initial_state(self, batch: int = 1) -> StreamState:
-        """State of `batch` streams that have heard nothing."""
+    def listen(self, hotwords: Sequence[str], name: str = "hotwords") -> PhraseList | None:
+        """Phrases that streams are expected to hold, for `initial_state`; None if there are none.
+
+        hotwords: each as a line of a file is written (asr.text.hotwords), "kathleen" or "new delhi<TAB>6.5".
+            They come to those of search.fusion.biasing, whose boost is that of phrases without one.
+
+        `name` goes into errors. Raises HotwordsError or TokenError naming the phrase, ConfigError if the
+        search cannot listen.
+        """
+        return listen(self.search, self._search_config.fusion.biasing, hotwords, name)
+
+    def initial_state(self, batch: int = 1, phrases: Sequence[PhraseList | None] = ()) -> StreamState:
+        """State of `batch` streams that have heard nothing; the phrases that each listens for, if any do."""
         return StreamState(
             self.fbank.initial_state(batch, self.device),
             self.network.encoder.initial_state(batch, self.device),
-            self.search.initial_state(batch, self.device),
+            begin(self.search, batch, phrases, self.device),
         )
 
     @torch.inference_mode()
@@ -266,8 +315,17 @@ class Recognizer:
         return Step(tokens, truncated, StreamState(fbank, encoded.state, search), (encoded,))
 
     @torch.inference_mode()
-    def flush(self, state: StreamState) -> Flushed:
-        """End streams: what the features, the encoder and the search still held back."""
+    def flush(
+        self,
+        state: StreamState,
+        said: Sequence[Sequence[Token]] | None = None,
+        heard: Sequence[EncoderOutput] = (),
+    ) -> Flushed:
+        """End streams: what the features, the encoder and the search still held back.
+
+        said: tokens that each stream gave out before; without them there is no second pass.
+        heard: all encoder frames before, where the second pass rescores.
+        """
         features, lengths, _ = self.fbank.flush(state.features)
         encoder, search, encoded = state.encoder, state.search, list[EncoderOutput]()
         if features.shape[1]:
@@ -278,35 +336,54 @@ class Recognizer:
         for y, y_lengths, _ in encoded:
             found.append(self.search(y, y_lengths, search))
             search = found[-1].state
-        last = self.search.flush(search)
-        tokens = [[token for part in found for token in part.tokens[i]] + last[i] for i in range(len(last))]
-        truncated = [sum(part.truncated[i] for part in found) for i in range(len(last))]
-        return Flushed(tokens, truncated, tuple(encoded))
+        tokens = [[token for part in found for token in part.tokens[i]] for i in range(len(found[0].tokens))]
+        truncated = [sum(part.truncated[i] for part in found) for i in range(len(tokens))]
+        if said is None or self.second_pass is None:
+            last = self.search.flush(search)
+            tokens = [before + rest for before, rest in zip(tokens, last, strict=True)]
+            return Flushed(tokens, truncated, tuple(encoded), [])
+        assert isinstance(self.search, BeamSearch | CtcBeamSearch)
+        before = [[*first, *more] for first, more in zip(said, tokens, strict=True)]
+        n_best = self.second_pass(before, self.search.n_best(search), [*heard, *encoded])
+        tokens = [row[0].hypothesis.tokens[len(first) :] for row, first in zip(n_best, said, strict=True)]
+        return Flushed(tokens, truncated, tuple(encoded), n_best)
 
-    def transcript(self, tokens: Sequence[Token], samples: int, truncated: int = 0) -> Transcript:
-        """Tokens with their frames to text with times and confidences."""
+    def transcript(
+        self, tokens: Sequence[Token], samples: int, truncated: int = 0, n_best: Sequence[Ranked] = ()
+    ) -> Transcript:
+        """Tokens with their frames to text with times and confidences, and search.nbest of a list."""
         frame_s = 1.0 / self.network.encoder.frame_rate
         duration_s = samples_to_seconds(samples, self.sample_rate)
-        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated)
+        told = n_best[: self._search_config.nbest]
+        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated, told)
 
     @torch.inference_mode()
-    def _at_once(self, samples: Tensor, lengths: Tensor) -> SearchResult:
+    def _at_once(
+        self, samples: Tensor, lengths: Tensor, phrases: Sequence[PhraseList | None]
+    ) -> SearchResult:
         """What is found in samples (B, N) that are encoded whole."""
         features, feature_lengths, _ = self.fbank(samples.to(self.device), lengths.to(self.device))
-        return search_whole(self.search, self.network.encode(features, feature_lengths))
+        encoded = self.network.encode(features, feature_lengths)
+        state = begin(self.search, len(samples), phrases, self.device)
+        return search_whole(self.search, encoded, self.second_pass, state)
 
-    def _in_blocks(self, samples: Tensor, lengths: Tensor) -> SearchResult:
-        """The same in bounded memory, as streams."""
-        state, size = self.initial_state(len(samples)), seconds_to_samples(BLOCK_S, self.sample_rate)
-        parts = list[Step | Flushed]()
+    def _in_blocks(
+        self, samples: Tensor, lengths: Tensor, phrases: Sequence[PhraseList | None]
+    ) -> SearchResult:
+        """The same in bounded memory, as streams; such long ones are not rescored."""
+        state, size = self.initial_state(len(samples), phrases), seconds_to_samples(BLOCK_S, self.sample_rate)
+        parts = list[Step]()
         for start in range(0, samples.shape[1], size):
             block = samples[:, start : start + size].to(self.device)
             step = self.step(block, (lengths - start).clamp(0, block.shape[1]).to(self.device), state)
             parts.append(step._replace(encoded=()))
             state = step.state
-        parts.append(self.flush(state)._replace(encoded=()))
         tokens = [[token for part in parts for token in part.tokens[i]] for i in range(len(samples))]
-        return SearchResult(tokens, [sum(part.truncated[i] for part in parts) for i in range(len(samples))])
+        last = self.flush(state, tokens)
+        tokens = [before + rest for before, rest in zip(tokens, last.tokens, strict=True)]
+        counts = [*(part.truncated for part in parts), last.truncated]
+        truncated = [sum(count[i] for count in counts) for i in range(len(samples))]
+        return SearchResult(tokens, truncated, last.n_best)
 
     def _features_in_blocks(self, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (1, T, M) and how many of them are valid, of samples (1, N)."""

@@ -22,11 +22,12 @@ import torch
 
 from asr import state as states
 from asr.audio import Resampler, as_float
+from asr.encoders import EncoderOutput
 from asr.endpoint import EndpointConfig, Rule
-from asr.errors import StreamingError
-from asr.lengths import samples_to_seconds
+from asr.errors import ConfigError, StreamingError
 from asr.search import Token
-from asr.transcript import Transcript, make_transcript
+from asr.search.second_pass import Ranked
+from asr.transcript import Transcript
 from asr.vad import VoiceActivity
 
 if TYPE_CHECKING:
@@ -75,12 +76,20 @@ class Session:
         *,
         endpoint: EndpointConfig | None = None,
         voice: VoiceActivity | None = None,
+        hotwords: Sequence[str] = (),
     ) -> None:
+        """See `Recognizer.stream`."""
         encoder = recognizer.network.encoder
         encoder.require_streaming()
+        _check_whole(recognizer, endpoint)
         self._recognizer, self._name, self._endpoint, self._voice = recognizer, name, endpoint, voice
         self._resampler = Resampler(sample_rate, recognizer.sample_rate)
-        self._state: StreamState | None = recognizer.initial_state()
+        self._phrases = recognizer.listen(
+            hotwords, name
+        )  # they are listened for as long as this object lives
+        self._state: StreamState | None = recognizer.initial_state(1, [self._phrases])
+        self._heard_frames: list[EncoderOutput] = []
+        """Of the whole stream, if they are scored again at its end."""
         self._waiting: list[Samples] = []
         self._waiting_samples = 0
         self._heard = 0
@@ -109,22 +118,27 @@ class Session:
         """The next samples, (N,) float in -1..1 or int16, any N.
 
         Returns a partial event if the text grew, and a final one for every utterance that ended. Raises
-        AudioError on NaN or infinite samples, StreamingError after `finish`.
+        AudioError on NaN or infinite samples and on more than can be rescored, StreamingError after `finish`.
         """
         self._require_open()
-        return self._advance(self._resampler.feed(as_float(samples, self._name)), last=False)
+        new = self._resampler.feed(as_float(samples, self._name))
+        if self._recognizer.second_pass is not None:
+            fed_s = (self._heard + self._waiting_samples + len(new)) / self._recognizer.sample_rate
+            self._recognizer.second_pass.check_length(fed_s, self._name)
+        return self._advance(new, last=False)
 
     def finish(self) -> list[Event]:
         """End the stream: events of what was waiting, the last of them final."""
         self._require_open()
         events = [e for e in self._advance(self._resampler.flush(), last=True) if e.kind == "final"]
         assert self._state is not None
-        result = self._recognizer.flush(self._state)
+        result = self._recognizer.flush(self._state, [self._tokens], self._heard_frames)
         self._tokens += result.tokens[0]
+        n_best = result.n_best[0] if result.n_best else []
         self._truncated += result.truncated[0]
         self._state = None
-        self._pending = []
-        return [*events, self._event("final")]
+        self._pending, self._heard_frames = [], []
+        return [*events, self._event("final", n_best=n_best)]
 
     def transcript(self) -> Transcript:
         """All that was recognised of the utterance so far."""
@@ -166,6 +180,7 @@ class Session:
     def _hear(self, samples: Samples) -> list[Event]:
         """One step of the model, and the events that it brings."""
         assert self._state is not None
+        second_pass = self._recognizer.second_pass
         self._heard += len(samples)
         if self._voice is not None:
             self._voice.feed(samples)
@@ -173,6 +188,8 @@ class Session:
         lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
         step = self._recognizer.step(chunk, lengths, self._state)
         self._state = step.state
+        if second_pass is not None and second_pass.rescores:
+            self._heard_frames += step.encoded
         self._tokens += step.tokens[0]
         self._truncated += step.truncated[0]
         shown, self._pending = self._pending, self._recognizer.search.pending(step.state.search)[0]
@@ -223,19 +240,32 @@ class Session:
         silence_s = (frame - said[-1].end_frame) * self._frame_s
         return silence_s if self._voice is None else min(silence_s, self._voice.silence_s)
 
-    def _event(self, kind: Literal["partial", "final"], rule: Rule | None = None) -> Event:
+    def _event(
+        self, kind: Literal["partial", "final"], rule: Rule | None = None, n_best: Sequence[Ranked] = ()
+    ) -> Event:
         """The utterance as it is. Over hours, making the text at every step would cost more than hearing."""
         tokens, count, pending, truncated = self._tokens, len(self._tokens), self._pending, self._truncated
-        duration_s = samples_to_seconds(self._heard, self._recognizer.sample_rate)
+        heard = self._heard
 
         def make() -> Transcript:
-            shown = [*tokens[:count], *pending]
-            return make_transcript(shown, self._recognizer.tokenizer, self._frame_s, duration_s, truncated)
+            return self._recognizer.transcript([*tokens[:count], *pending], heard, truncated, n_best)
 
         first, last = (tokens or pending)[:1], (pending or tokens)[-1:]
         first_end_s = first[0].end_frame * self._frame_s if first else None
         last_end_s = last[0].end_frame * self._frame_s if last else None
         return Event(kind, make, self._utterance, rule, first_end_s, last_end_s)
+
+
+def _check_whole(recognizer: Recognizer, endpoint: EndpointConfig | None) -> None:
+    """Raise ConfigError for a second pass over utterances of a stream.
+
+    What was heard before a border goes on behind it, and that is what the best hypothesis says.
+    """
+    if endpoint is not None and recognizer.second_pass is not None:
+        raise ConfigError(
+            "search.rescore, search.mbr, search.nbest: expected a stream that is one utterance, found rules "
+            "that end utterances (silence, longest length, nothing); leave out the ones or the others"
+        )
 
 
 def _labels(tokens: Sequence[Token]) -> list[int]:

@@ -16,6 +16,7 @@ from asr.cli.options import (
     HotwordsOption,
     LatencyOption,
     LmOption,
+    NbestOption,
     SearchOption,
     parse_latency,
     search_settings,
@@ -43,6 +44,10 @@ def decode(
     hotwords: HotwordsOption = None,
     hotwords_boost: BoostOption = None,
     search: SearchOption = None,
+    nbest: NbestOption = None,
+    cut_hotwords: Annotated[
+        bool, typer.Option("--cut-hotwords", help="Also listen for each cut's custom field `hotwords`.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -53,9 +58,17 @@ def decode(
     if chunk_ms and not live:
         raise ConfigError("--chunk-ms is for live audio: add --stream")
     live_chunk_s = (chunk_ms or CHUNK_MS) / 1000 if live else None
-    settings = tuple(search_settings(beam, lm, search, hotwords, hotwords_boost))
+    settings = tuple(search_settings(beam, lm, search, hotwords, hotwords_boost, nbest))
     options = Options(
-        normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head, settings
+        normalization,
+        batch_s,
+        live_chunk_s,
+        threads,
+        device,
+        parse_latency(latency),
+        head,
+        settings,
+        cut_hotwords,
     )
     result = evaluate(exp, data, out, options)
     for line in result.lines:

@@ -1,7 +1,8 @@
 """Transcripts as text: txt, json, srt, vtt, ctm, textgrid. Pure functions from a transcript to a string.
 
 txt     the text, one line
-json    one object: id, text, duration_s, words with start_s, end_s (ms precision) and confidence
+json    one object: id, text, duration_s, words with start_s, end_s (ms precision) and confidence; maybe
+        nbest, hypotheses with their scores (asr.transcript.Alternative)
 srt     SubRip cues, `00:00:01,500 --> 00:00:02,750`
 vtt     WebVTT cues (W3C), `00:00:01.500 --> 00:00:02.750`, with & < > escaped
 ctm     NIST time-marked words, `id channel start duration word confidence`, 10 ms precision
@@ -22,6 +23,7 @@ from typing import NamedTuple, Protocol
 
 from asr.cli.textgrid import Interval, textgrid
 from asr.errors import ConfigError
+from asr.transcript import Alternative, as_json
 
 LINE_CHARACTERS = 42
 CUE_LINES = 2
@@ -53,6 +55,8 @@ class TranscriptLike(Protocol):
     def duration_s(self) -> float: ...  # noqa: D102
     @property
     def words(self) -> Sequence[WordLike]: ...  # noqa: D102
+    @property
+    def alternatives(self) -> Sequence[Alternative]: ...  # noqa: D102
 
 
 class Cue(NamedTuple):
@@ -89,12 +93,14 @@ def render_json(transcript: TranscriptLike, recording: str) -> str:
         }
         for word in transcript.words
     ]
-    entry = {
+    entry: dict[str, object] = {
         "id": recording,
         "text": transcript.text,
         "duration_s": round(transcript.duration_s, 3),
         "words": words,
     }
+    if transcript.alternatives:
+        entry["nbest"] = [as_json(alternative) for alternative in transcript.alternatives]
     return json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
 
 

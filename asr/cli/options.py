@@ -48,6 +48,12 @@ SearchOption = Annotated[
     list[str] | None,
     typer.Option("--search", help="Setting of the search, e.g. fusion.lm_weight=0.4; repeatable."),
 ]
+NbestOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nbest", min=1, max=64, help="Also the N best hypotheses, with scores (json); with --beam."
+    ),
+]
 SilenceOption = Annotated[
     float | None, typer.Option("--silence", help="Seconds of silence that end an utterance; 0: never.")
 ]
@@ -71,12 +77,14 @@ def search_settings(
     search: list[str] | None,
     hotwords: Path | None = None,
     boost: float | None = None,
+    nbest: int | None = None,
 ) -> list[str]:
     """What these options change in the settings of the search; --search has the last word."""
     settings = ["method=beam", f"beam={beam}"] if beam else []
     settings += [f"fusion.lm={lm}"] if lm else []
     settings += [f"fusion.biasing.hotwords={hotwords}"] if hotwords else []
     settings += [f"fusion.biasing.boost={boost}"] if boost is not None else []
+    settings += [f"nbest={nbest}"] if nbest else []
     return [*settings, *(search or [])]
 
 

@@ -47,6 +47,7 @@ def transcribe(
     hotwords: options.HotwordsOption = None,
     hotwords_boost: options.BoostOption = None,
     search: options.SearchOption = None,
+    nbest: options.NbestOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -63,11 +64,13 @@ def transcribe(
             "audio: add --stream"
         )
     options.check_voice(vad, endpoint)
+    if nbest and format != "json":
+        raise ConfigError(f"--nbest: expected --format json, found {format}")
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    settings = options.search_settings(beam, lm, search, hotwords, hotwords_boost)
+    settings = options.search_settings(beam, lm, search, hotwords, hotwords_boost, nbest)
     recognizer = load(model, device, latency=options.parse_latency(latency), head=head, settings=settings)
     if live:
         recognizer.network.encoder.require_streaming()

@@ -14,8 +14,9 @@ own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from asr.score.wer import AlignedWord, WerReport
 from asr.text.normalize import normalize
@@ -88,16 +89,21 @@ class BiasingReport:
         ]
 
 
-def score_phrases(report: WerReport, phrases: Iterable[str]) -> BiasingReport:
-    """Score listed phrases in what was aligned for `report`; they are normalised as its texts were."""
-    wanted = dict.fromkeys(normalize(phrase, report.normalization) for phrase in phrases)
-    wanted.pop("", None)
-    by_first: dict[str, list[tuple[str, ...]]] = {}
-    for phrase in wanted:
-        by_first.setdefault(phrase.split()[0], []).append(tuple(phrase.split()))
-    counts = dict.fromkeys(wanted, PhraseCount())
+def score_phrases(
+    report: WerReport, phrases: Iterable[str], own: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> BiasingReport:
+    """Score listed phrases in what was aligned for `report`; they are normalised as its texts were.
+
+    own: by the id of an utterance phrases that are listed for it alone.
+    """
+    general = _normal(phrases, report.normalization)
+    first_of_all = _by_first(general)
+    counts = dict.fromkeys(general, PhraseCount())
     listed, unlisted = WordRate(), WordRate()
     for utterance in report.utterances:
+        its = _normal(own.get(utterance.id, ()), report.normalization)
+        by_first = _by_first(dict.fromkeys([*general, *its])) if its else first_of_all
+        counts |= {phrase: PhraseCount() for phrase in its if phrase not in counts}
         columns = utterance.alignment
         said = _places([column.reference for column in columns], by_first)
         written = _places([column.hypothesis for column in columns], by_first)
@@ -113,6 +119,21 @@ def score_phrases(report: WerReport, phrases: Iterable[str]) -> BiasingReport:
             else:
                 unlisted = _count(unlisted, column)
     return BiasingReport(counts, listed, unlisted)
+
+
+def _normal(phrases: Iterable[str], normalization: str) -> list[str]:
+    """Different phrases, in their order."""
+    found = dict.fromkeys(normalize(phrase, normalization) for phrase in phrases)
+    found.pop("", None)
+    return list(found)
+
+
+def _by_first(phrases: Iterable[str]) -> dict[str, list[tuple[str, ...]]]:
+    """Phrases as words, by their first."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for phrase in phrases:
+        found.setdefault(phrase.split()[0], []).append(tuple(phrase.split()))
+    return found
 
 
 def _places(

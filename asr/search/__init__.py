@@ -14,8 +14,11 @@ from asr.search.ctc import CtcGreedySearch
 from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.greedy import GreedySearch
 from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Settled, Token
+from asr.search.rescore import RescoreWeights
 from asr.search.scorers import FusionConfig, build_scorer
+from asr.search.second_pass import SecondPass
 from asr.search.whole import SearchResult, search_whole
+from asr.text.tokenizer import Tokenizer
 from asr.transducer import Transducer
 
 
@@ -35,6 +38,17 @@ class SearchConfig(Config):
     """Most labels per encoder frame (transducer)."""
     fusion: FusionConfig = FusionConfig()
     """What takes part beside the recogniser (beam). Validation in training goes without."""
+    rescore: RescoreWeights = RescoreWeights()
+    """How much the heads count when the hypotheses that are left are ranked at the end (beam)."""
+    mbr: float | None = Field(None, ge=0)
+    """Scale of scores with which the hypothesis of least expected word errors is chosen at the end (beam)."""
+    nbest: int = Field(0, ge=0, le=64)
+    """Hypotheses that transcripts tell of, with their scores (beam)."""
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether something is done with the hypotheses that are left at the end."""
+        return self.rescore.another_head or self.mbr is not None or self.nbest > 0
 
 
 def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None = None) -> Search:
@@ -60,6 +74,21 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
     return CtcGreedySearch(model)
 
 
+def build_second_pass(config: SearchConfig, model: Transducer, tokenizer: Tokenizer) -> SecondPass | None:
+    """What `config` says is done with the hypotheses that are left at the end; None if that is nothing.
+
+    Raises ConfigError if there are not several, or the model lacks a head that counts.
+    """
+    if not config.second_pass:
+        return None
+    if config.method == "greedy":
+        raise ConfigError(
+            "search.method=greedy: expected beam with search.rescore, search.mbr or search.nbest; "
+            "use search.method=beam"
+        )
+    return SecondPass(model, tokenizer, config.rescore, config.mbr)
+
+
 __all__ = [
     "BeamSearch",
     "CtcBeamSearch",
@@ -67,13 +96,16 @@ __all__ = [
     "FusionConfig",
     "GreedySearch",
     "Hypothesis",
+    "RescoreWeights",
     "Search",
     "SearchConfig",
     "SearchOutput",
     "SearchResult",
+    "SecondPass",
     "Settled",
     "Token",
     "build_scorer",
     "build_search",
+    "build_second_pass",
     "search_whole",
 ]

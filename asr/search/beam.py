@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from asr import state as states
 from asr.lms.base import Scorer
 from asr.search.arena import HASH_BASE, NOTHING, Active, Arena, Rows, Waiting, best
-from asr.search.fusion import Fusion
+from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
 from asr.search.moves import Moves, MoveTable
@@ -80,13 +81,16 @@ class BeamSearch:
         self._capacity = capacity(max_symbols)
 
     @torch.inference_mode()
-    def initial_state(self, batch: int, device: torch.device | None = None) -> BeamState:
-        """State of `batch` streams that have heard nothing: one empty hypothesis each."""
+    def initial_state(self, batch: int, device: torch.device | None = None, scorer: Any = None) -> BeamState:
+        """State of `batch` streams that have heard nothing: one empty hypothesis each.
+
+        `scorer`: the scorers' state of every stream, (B, ...), where streams differ in it.
+        """
         model, width = self.model, self.beam
         n = batch * width
         blanks = torch.full((n, 1), model.blank, dtype=torch.int64, device=device)
         y, predictor = model.predictor(blanks, model.predictor.initial_state(n, device))
-        scorer = self.scorer.initial_state(n, device)
+        scorer = self.scorer.initial_state(n, device) if scorer is None else repeated(scorer, width)
         zeros = torch.zeros(batch, width, dtype=torch.int64, device=device)
         rows = Rows(
             predictor,
@@ -166,7 +170,8 @@ class BeamSearch:
     @torch.inference_mode()
     def restart(self, state: BeamState, said: Sequence[Sequence[int]]) -> BeamState:
         """One hypothesis per stream that has said `said`; what its last symbol still consumes stays."""
-        fresh = self.initial_state(len(state.frame), state.frame.device)
+        scorer = renewed(self.scorer, first_of(state.rows.scorer))
+        fresh = self.initial_state(len(state.frame), state.frame.device, scorer)
         rows = states.flatten(fresh.rows)
         for column in in_columns(said, state.frame.device):
             there, label = (x.repeat_interleave(self.beam) for x in column)

@@ -9,11 +9,8 @@ on its own. A negative boost, against phrases that are heard too often, falls du
 complete.
 
 A scorer may have several lists, each with a root of its own; the node that is a hypothesis' state says which
-list is its own. So streams of one batch can listen for different phrases (`states_for`).
-
-Where nodes times labels are few, gains and next nodes are tables. Otherwise each label is looked up among the
-few that do something special at a node, and does what it does at the root if it is not there. Both give the
-same.
+list is its own. So streams of one batch can listen for different phrases (`states_for`), and lists come and
+go with streams (`PhraseList`). What labels do at nodes is in tensors (asr.search.phrase_tables).
 
 Sources: Aleksic et al. 2015 ("Bringing contextual information to Google speech recognition"), Zhao et al.
 2019 ("Shallow-fusion end-to-end contextual biasing"), Aho and Corasick 1975.
@@ -21,20 +18,22 @@ Sources: Aleksic et al. 2015 ("Bringing contextual information to Google speech 
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from asr import state as states
 from asr.config import Config
 from asr.errors import HotwordsError
-from asr.search.automaton import Automaton, build_automaton
-from asr.text.hotwords import DEFAULT_BOOST, MAX_BOOST, Phrase, check_spelling, read_hotwords
+from asr.search.automaton import build_automaton
+from asr.search.phrase_tables import Listed, Lists, lists_of
+from asr.text.hotwords import DEFAULT_BOOST, MAX_BOOST, Phrase, check_spelling, list_hotwords, read_hotwords
 from asr.text.tokenizer import BOUNDARY, Tokenizer
 
 MAX_CHARACTERS = 1_000_000
@@ -61,11 +60,24 @@ class BiasingConfig(Config):
             return ()
         return read_hotwords(Path(self.hotwords), self.boost, self.normalization)
 
-    def scorer(self, tokenizer: Tokenizer) -> PhraseBiasing | None:
-        """What rewards them, None without a file. Raises HotwordsError, TokenError, ConfigError."""
-        if self.hotwords is None:
+    def scorer(self, tokenizer: Tokenizer, *, streams: bool = False) -> PhraseBiasing | None:
+        """What rewards them; without a file None, unless streams may bring phrases of their own.
+
+        Raises HotwordsError, TokenError, ConfigError.
+        """
+        if self.hotwords is None and not streams:
             return None
         return PhraseBiasing(tokenizer, [self.phrases()], whole_words=self.whole_words)
+
+    def listen(self, biasing: PhraseBiasing, hotwords: Sequence[str], name: str = "hotwords") -> PhraseList:
+        """What a stream listens for: phrases, written as lines of a file are, beside those of the scorer.
+
+        Its own boost of a phrase counts before that of the file; `name` is for errors. Raises HotwordsError,
+        TokenError, ConfigError.
+        """
+        own = list_hotwords(hotwords, self.boost, self.normalization, name)
+        every = {phrase.text: phrase for phrase in (*biasing.general, *own)}
+        return PhraseList(biasing, tuple(every.values()))
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,19 @@ class BiasingState:
     """(N,) int64."""
 
 
+class PhraseList:
+    """A list of phrases that streams may listen for as long as this object lives."""
+
+    def __init__(self, biasing: PhraseBiasing, phrases: Sequence[Phrase]) -> None:
+        """Raises as the constructor of PhraseBiasing does."""
+        self.number = biasing.add(phrases)
+        """What `PhraseBiasing.states_for` calls it."""
+        # A finaliser may run anywhere, where the lock is held too: it only leaves a note.
+        weakref.finalize(self, biasing.gone.append, self.number)
+
+
 class PhraseBiasing:
-    """Scorer of phrase lists; see asr.lms.Scorer. Immutable; its tables follow the states to their device."""
+    """Scorer of phrase lists; see asr.lms.Scorer. Its tensors follow the states to their device."""
 
     def __init__(
         self,
@@ -97,162 +120,97 @@ class PhraseBiasing:
         a list, or if the lists are too long.
         """
         assert len(lists) >= 1
-        _check(lists, tokenizer)
+        self.general = tuple(lists[0])
+        """The phrases of `initial_state`."""
         self.vocab_size = tokenizer.vocab_size
-        self.lists = len(lists)
-        automata = [build_automaton(phrases, tokenizer, whole_words) for phrases in lists]
-        lookup = _join(automata, [symbol.startswith(BOUNDARY) for symbol in tokenizer.symbols])
-        nodes = len(lookup.potential)
-        self._initial = torch.from_numpy(_offsets(automata) + [automaton.initial for automaton in automata])
-        self._actions: _Lookup | _Table = (
-            _tabulate(lookup) if nodes * self.vocab_size <= table_entries else lookup
-        )
-        self._end = lookup.complete - lookup.potential
-        self._elsewhere: dict[torch.device, tuple[_Lookup | _Table, Tensor]] = {}
+        self._tokenizer, self._whole_words, self._table_entries = tokenizer, whole_words, table_entries
+        self._begins_word = [symbol.startswith(BOUNDARY) for symbol in tokenizer.symbols]
+        self._lock = Lock()
+        self._listed: dict[int, Listed] = {}
+        self._numbers = self._nodes = 0
+        self._made: dict[torch.device, Lists] = {}
+        self.gone: deque[int] = deque()
+        """Numbers of lists that no hypothesis listens for any more."""
+        for phrases in lists:
+            self.add(phrases)
+
+    def add(self, phrases: Sequence[Phrase]) -> int:
+        """One more list, for good; its number. Raises as the constructor does."""
+        _check(phrases, self._tokenizer)
+        automaton = build_automaton(phrases, self._tokenizer, self._whole_words)
+        characters = sum(len(phrase.text) + 1 for phrase in phrases)
+        with self._lock:
+            self._forget()
+            _check_size(characters + sum(each.characters for each in self._listed.values()))
+            number, listed = self._numbers, Listed(self._nodes, automaton, characters)
+            self._numbers += 1
+            self._nodes += len(automaton.potential)
+            self._listed = {**self._listed, number: listed}
+            self._made = {}
+        return number
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no phrase in any list."""
+        return not any(listed.characters for listed in self._listed.values())
 
     def initial_state(self, batch: int, device: torch.device | None = None) -> BiasingState:
         """State of `batch` hypotheses that have said nothing and listen for the first list."""
-        return BiasingState(self._initial[:1].expand(batch).clone().to(device or "cpu"))
+        return self.states_for([0] * batch, device)
 
     def states_for(self, lists: Sequence[int], device: torch.device | None = None) -> BiasingState:
         """State of hypotheses that have said nothing; the number of the list that each listens for."""
-        assert all(0 <= number < self.lists for number in lists), f"lists {lists} of {self.lists}"
-        return BiasingState(self._initial[torch.tensor(lists, dtype=torch.int64)].to(device or "cpu"))
+        with self._lock:
+            self._forget()
+        assert all(number in self._listed for number in lists), f"lists {lists} of {list(self._listed)}"
+        nodes = [self._listed[number].initial for number in lists]
+        return BiasingState(torch.tensor(nodes, dtype=torch.int64, device=device))
+
+    def renewed(self, state: BiasingState) -> BiasingState:
+        """State of hypotheses that listen for the same lists and have said nothing."""
+        return BiasingState(self._on(state.node.device).renewed(state.node))
 
     def score(self, state: BiasingState) -> Tensor:
         """(N, V) float32: what each label would add."""
-        return self._on(state.node.device)[0].score(state.node)
+        if self.idle:
+            return torch.zeros(1, self.vocab_size, device=state.node.device).expand(len(state.node), -1)
+        return self._on(state.node.device).score(state.node)
 
     def advance(self, state: BiasingState, labels: Tensor) -> BiasingState:
         """State after labels (N,) int64; blank, which is never said, changes nothing."""
-        return BiasingState(self._on(state.node.device)[0].advance(state.node, labels))
+        # Without phrases every list is one node.
+        return state if self.idle else BiasingState(self._on(state.node.device).advance(state.node, labels))
 
     def end(self, state: BiasingState) -> Tensor:
         """(N,) float32: completes a phrase, or takes back what was given for an incomplete one."""
-        return self._on(state.node.device)[1][state.node]
+        return self._on(state.node.device).ends(state.node)
 
-    def _on(self, device: torch.device) -> tuple[_Lookup | _Table, Tensor]:
-        if device == self._end.device:
-            return self._actions, self._end
-        if device not in self._elsewhere:
-            moved = states.map_tensors(lambda tensor: tensor.to(device), self._actions)
-            self._elsewhere[device] = moved, self._end.to(device)
-        return self._elsewhere[device]
+    def _forget(self) -> None:
+        if self.gone:
+            gone = {self.gone.popleft() for _ in range(len(self.gone))}
+            self._listed = {number: each for number, each in self._listed.items() if number not in gone}
+            self._made = {}
 
-
-@dataclass(frozen=True)
-class _Table:
-    """Every label at every node."""
-
-    gain: Tensor
-    """(K, V) float32"""
-    next: Tensor
-    """(K, V) int32"""
-
-    def score(self, node: Tensor) -> Tensor:
-        return self.gain[node]
-
-    def advance(self, node: Tensor, label: Tensor) -> Tensor:
-        return self.next[node, label].long()
+    def _on(self, device: torch.device) -> Lists:
+        """The tensors, made when they are first asked for after a list has come or gone."""
+        made = self._made  # first: what is made of the lists of now is no older than where it is kept
+        if device not in made:
+            made[device] = lists_of(self._listed, self._begins_word, self._table_entries, device)
+        return made[device]
 
 
-@dataclass(frozen=True)
-class _Lookup:
-    """What labels do at the root of their list, and what is different at some nodes: asr.search.automaton."""
-
-    potential: Tensor
-    """(K,) float32"""
-    complete: Tensor
-    """(K,) float32"""
-    list_of: Tensor
-    """(K,) int64"""
-    root_gain: Tensor
-    """(lists, V) float32"""
-    root_next: Tensor
-    """(lists, V) int64"""
-    begins_word: Tensor
-    """(V,) float32: 1 for labels that begin with '▁'."""
-    first: Tensor
-    """(K + 1,) int64: first exception of each node."""
-    key: Tensor
-    """(X,) int64: node * V + label of the exceptions, sorted."""
-    gain: Tensor
-    """(X,) float32"""
-    next: Tensor
-    """(X,) int64"""
-
-    def score(self, node: Tensor) -> Tensor:
-        vocab = self.root_gain.shape[1]
-        gains = self.root_gain[self.list_of[node]] - self.potential[node, None]
-        gains.addcmul_(self.complete[node, None], self.begins_word)
-        gains[:, 0] = 0.0
-        counts = self.first[node + 1] - self.first[node]
-        row = torch.repeat_interleave(counts)
-        within = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        exception = self.first[node][row] + within
-        place = row * vocab + self.key[exception] - node[row] * vocab
-        gains.view(-1).index_add_(0, place, self.gain[exception])
-        return gains
-
-    def advance(self, node: Tensor, label: Tensor) -> Tensor:
-        after = self.root_next[self.list_of[node], label]
-        if len(self.key):
-            key = node * self.root_gain.shape[1] + label
-            place = torch.searchsorted(self.key, key).clamp(max=len(self.key) - 1)
-            after = torch.where(self.key[place] == key, self.next[place], after)
-        return torch.where(label == 0, node, after)
+def _check(phrases: Sequence[Phrase], tokenizer: Tokenizer) -> None:
+    found: dict[str, Phrase] = {}
+    for phrase in phrases:
+        if found.setdefault(phrase.text, phrase) is not phrase:
+            raise HotwordsError(f"{phrase.text!r}: expected different phrases in a list, found it twice")
+    _check_size(sum(len(phrase.text) + 1 for phrase in phrases))  # before the many are spelled
+    check_spelling(phrases, tokenizer)
 
 
-def _check(lists: Sequence[Sequence[Phrase]], tokenizer: Tokenizer) -> None:
-    for phrases in lists:
-        found: dict[str, Phrase] = {}
-        for phrase in phrases:
-            if found.setdefault(phrase.text, phrase) is not phrase:
-                raise HotwordsError(f"{phrase.text!r}: expected different phrases in a list, found it twice")
-    characters = sum(len(phrase.text) + 1 for phrases in lists for phrase in phrases)
+def _check_size(characters: int) -> None:
     if characters > MAX_CHARACTERS:
         raise HotwordsError(
             f"expected phrases of at most {MAX_CHARACTERS} characters in all lists together, found "
             f"{characters}; shorten them"
         )
-    for phrases in lists:
-        check_spelling(phrases, tokenizer)
-
-
-def _offsets(automata: Sequence[Automaton]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The number of the first node of each automaton among the nodes of all."""
-    sizes = [len(automaton.potential) for automaton in automata]
-    return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-
-
-def _join(automata: Sequence[Automaton], begins_word: Sequence[bool]) -> _Lookup:
-    """The automata of all lists as one."""
-    offsets, vocab = _offsets(automata), len(begins_word)
-    pairs = list(zip(automata, offsets, strict=True))
-    sizes = [len(automaton.potential) for automaton in automata]
-
-    def floats(parts: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32))
-
-    key = np.concatenate([(a.node + offset) * vocab + a.label for a, offset in pairs])
-    return _Lookup(
-        potential=floats([a.potential for a in automata]),
-        complete=floats([a.complete for a in automata]),
-        list_of=torch.from_numpy(np.repeat(np.arange(len(automata)), sizes)),
-        root_gain=floats([a.root_gain[None] for a in automata]),
-        root_next=torch.from_numpy(np.stack([a.root_next + offset for a, offset in pairs])),
-        begins_word=torch.tensor(begins_word, dtype=torch.float32),
-        first=torch.from_numpy(np.searchsorted(key, vocab * np.arange(sum(sizes) + 1))),
-        key=torch.from_numpy(key),
-        gain=floats([a.gain for a in automata]),
-        next=torch.from_numpy(np.concatenate([a.next + offset for a, offset in pairs])),
-    )
-
-
-def _tabulate(lookup: _Lookup) -> _Table:
-    """The same as a table."""
-    nodes = torch.arange(len(lookup.potential))
-    after = lookup.root_next.int()[lookup.list_of]
-    after.view(-1)[lookup.key] = lookup.next.int()
-    after[:, 0] = nodes.int()
-    return _Table(lookup.score(nodes), after)

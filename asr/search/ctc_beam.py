@@ -27,7 +27,7 @@ from torch import Tensor
 from asr import state as states
 from asr.lms.base import Scorer
 from asr.search.arena import NOTHING
-from asr.search.fusion import Fusion
+from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
 from asr.search.prefixes import Frame, Prefixes, Step, best_of, equal_parents, extend, joined, merge, stay
@@ -84,10 +84,16 @@ class CtcBeamSearch:
         self._capacity = capacity(1)
 
     @torch.inference_mode()
-    def initial_state(self, batch: int, device: torch.device | None = None) -> CtcBeamState:
-        """State of `batch` streams that have heard nothing: one empty prefix each."""
+    def initial_state(
+        self, batch: int, device: torch.device | None = None, scorer: Any = None
+    ) -> CtcBeamState:
+        """State of `batch` streams that have heard nothing: one empty prefix each.
+
+        `scorer`: the scorers' state of every stream, (B, ...), where streams differ in it.
+        """
         width = self.beam
-        scorer = self.scorer.initial_state(batch * width, device)
+        alike = scorer is None
+        scorer = self.scorer.initial_state(batch * width, device) if alike else repeated(scorer, width)
         rows = ScorerRows(scorer, self.scorer.score(scorer))
         zeros = torch.zeros(batch, width, dtype=torch.int64, device=device)
         nothing = torch.full((batch, width), NOTHING, dtype=torch.float64, device=device)
@@ -186,7 +192,8 @@ class CtcBeamSearch:
         """
         batch, width = state.prefixes.last.shape
         device = state.frame.device
-        fresh = self.initial_state(batch, device)
+        scorer = renewed(self.scorer, first_of(state.rows.scorer))
+        fresh = self.initial_state(batch, device, scorer)
         waiting = self.pending(state)
         seen = [[*before, *(token.id for token in rest)] for before, rest in zip(said, waiting, strict=True)]
         rows = states.flatten(fresh.rows)

@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
+from asr import state as states
 from asr.errors import ConfigError
 from asr.lms.base import Scorer
+
+S = TypeVar("S")
 
 
 class Weighted(NamedTuple):
@@ -26,6 +29,20 @@ class Weighted(NamedTuple):
 
     scorer: Scorer
     weight: float = 1.0
+
+
+class StreamScorer(Scorer, Protocol):
+    """A scorer to which streams bring something of their own, by number: phrases that each listens for."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it adds nothing, to no hypothesis."""
+
+    def states_for(self, lists: Sequence[int], device: torch.device | None = None) -> Any:
+        """State of hypotheses that have said nothing; what each of them brings."""
+
+    def renewed(self, state: Any) -> Any:
+        """State of hypotheses that bring the same and have said nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,28 @@ class Fusion:
         parts = tuple(scorer.initial_state(batch, device) for scorer, _ in self.parts)
         return FusionState(parts, torch.zeros(batch, 0, device=device))
 
+    def states_for(self, lists: Sequence[int], device: torch.device | None = None) -> FusionState:
+        """State of hypotheses that have said nothing; the list of phrases that each listens for."""
+        count = len(lists)
+        parts = tuple(
+            scorer.states_for(lists, device) if _has_streams(scorer) else scorer.initial_state(count, device)
+            for scorer, _ in self.parts
+        )
+        return FusionState(parts, torch.zeros(count, 0, device=device))
+
+    def renewed(self, state: FusionState) -> FusionState:
+        """State of the same streams' hypotheses, when they have said nothing."""
+        parts = zip(self.parts, state.parts, strict=True)
+        return FusionState(tuple(renewed(scorer, part) for (scorer, _), part in parts), state.rows)
+
     def score(self, state: FusionState) -> Tensor:
         """(N, V) weighted sum, and 0 for blank."""
         rows = state.rows
         total = torch.full((rows.shape[0], self.vocab_size), self.reward, device=rows.device)
         total[:, 0] = 0
         for (scorer, weight), part in zip(self.parts, state.parts, strict=True):
+            if _has_streams(scorer) and scorer.idle:
+                continue
             total = torch.add(total, _bounded(scorer.score(part), weight), alpha=weight)
         return total
 
@@ -78,6 +111,28 @@ class Fusion:
         for (scorer, weight), part in zip(self.parts, state.parts, strict=True):
             total = torch.add(total, _bounded(scorer.end(part), weight), alpha=weight)
         return total
+
+
+def renewed(scorer: Scorer, state: Any) -> Any:
+    """State of the hypotheses of `state` as if they had said nothing; what streams brought stays."""
+    if _has_streams(scorer):
+        return scorer.renewed(state)
+    first = states.leaves(state)[0]
+    return scorer.initial_state(first.shape[0], first.device)
+
+
+def repeated(state: S, width: int) -> S:
+    """(B, ...) to (B*K, ...): every stream's state for each of its hypotheses."""
+    return states.map_tensors(lambda x: x.repeat_interleave(width, dim=0), state)
+
+
+def first_of(rows: S) -> S:
+    """(B, K, ...) to (B, ...): the state of the first hypothesis of each stream."""
+    return states.map_tensors(lambda x: x[:, 0].contiguous(), rows)
+
+
+def _has_streams(scorer: Scorer) -> TypeGuard[StreamScorer]:
+    return hasattr(scorer, "renewed")
 
 
 def _bounded(scores: Tensor, weight: float) -> Tensor:

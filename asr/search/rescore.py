@@ -32,16 +32,24 @@ ROWS = 8
 class RescoreWeights(Config):
     """How much each log-probability counts; 0 leaves it out."""
 
-    own: float = Field(0.5, ge=0)
+    own: float = Field(1.0, ge=0)
     """What the search found."""
-    ctc: float = Field(0.5, ge=0)
+    ctc: float = Field(0.0, ge=0)
     transducer: float = Field(0.0, ge=0)
+
+    @property
+    def another_head(self) -> bool:
+        """Whether anything counts but what the search found."""
+        return bool(self.ctc or self.transducer)
 
     @model_validator(mode="after")
     def _something_counts(self) -> RescoreWeights:
         if not (self.own or self.ctc or self.transducer):
             raise ValueError("expected own, ctc or transducer above 0, found none")
         return self
+
+
+HALF = RescoreWeights(own=0.5, ctc=0.5)
 
 
 class Rescored(NamedTuple):
@@ -59,7 +67,7 @@ def rescore(
     model: Transducer,
     encoded: EncoderOutput,
     hypotheses: Sequence[Sequence[Hypothesis]],
-    weights: RescoreWeights | None = None,
+    weights: RescoreWeights = HALF,
 ) -> list[list[Rescored]]:
     """The hypotheses of each utterance, best first by the weighted sum; equal ones stay in order.
 
@@ -67,11 +75,7 @@ def rescore(
     A head that cannot put out the labels on so few frames gives them minus infinity. Raises ConfigError if a
     head with a weight is missing.
     """
-    weights = weights or RescoreWeights()
-    if weights.ctc and model.ctc is None:
-        raise ConfigError("rescoring: this model has no CTC head; set the weight ctc to 0")
-    if weights.transducer and not model.has_transducer:
-        raise ConfigError("rescoring: this model has only a CTC head; set the weight transducer to 0")
+    check_heads(model, weights)
     found = []
     for frames, length, row in zip(encoded.y, encoded.y_lengths.tolist(), hypotheses, strict=True):
         labels = [[token.id for token in hypothesis.tokens] for hypothesis in row]
@@ -82,6 +86,14 @@ def rescore(
         rescored = [_rescored(*each, weights) for each in zip(row, ctc, transducer, strict=True)]
         found.append(sorted(rescored, key=lambda each: -each.score))
     return found
+
+
+def check_heads(model: Transducer, weights: RescoreWeights) -> None:
+    """Raise ConfigError if a head with a weight is missing."""
+    if weights.ctc and model.ctc is None:
+        raise ConfigError("search.rescore: this model has no CTC head; set the weight ctc to 0")
+    if weights.transducer and not model.has_transducer:
+        raise ConfigError("search.rescore: this model has only a CTC head; set the weight transducer to 0")
 
 
 @torch.inference_mode()

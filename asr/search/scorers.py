@@ -40,17 +40,21 @@ class FusionConfig(Config):
         return not scorers and self.reward == 0
 
 
-def build_scorer(config: FusionConfig, model: Transducer, tokenizer: Tokenizer) -> Scorer | None:
+def build_scorer(
+    config: FusionConfig, model: Transducer, tokenizer: Tokenizer, *, streams: bool = False
+) -> Scorer | None:
     """The scorer that `config` describes, None if nothing takes part.
+
+    streams: they may bring phrases of their own, so that there is a scorer in any case.
 
     Raises ModelError naming the file of a language model, HotwordsError or TokenError naming the line of a
     phrase that cannot be used, ConfigError for what does not fit the recogniser.
     """
-    if config.empty:
+    if config.empty and not streams:
         return None
     parts = []
     # First: a misspelt phrase is found before a large file is read.
-    biasing = config.biasing.scorer(tokenizer)
+    biasing = config.biasing.scorer(tokenizer, streams=streams)
     if biasing is not None:
         parts.append(Weighted(biasing))
     if config.lm is not None:

@@ -17,7 +17,7 @@ Sizes are bounded, because the automaton that is made of the phrases (asr.search
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,12 +50,36 @@ def read_hotwords(
     A phrase that is written twice counts once. Raises HotwordsError naming file and line, ConfigError for a
     normalisation that there is not or a boost that is not between -100 and 100.
     """
-    path, normalize = Path(path), normalizer(normalization)
+    path = Path(path)
+    found = _phrases(((f"{path}:{number}", line) for number, line in _lines(path)), boost, normalization)
+    if not found:
+        raise HotwordsError(f"{path}: expected one phrase a line, found none")
+    return found
+
+
+def list_hotwords(
+    lines: Sequence[str], boost: float = DEFAULT_BOOST, normalization: str = "none", name: str = "hotwords"
+) -> tuple[Phrase, ...]:
+    """The phrases of a list, each written as a line of a file is, if there are any.
+
+    Raises as read_hotwords does, naming `name`.
+    """
+    if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+        raise HotwordsError(f"{name}: expected a list of phrases, found {lines!r:.100}")
+    return _phrases(
+        ((f"{name}, phrase {number}", line) for number, line in enumerate(lines, start=1)),
+        boost,
+        normalization,
+    )
+
+
+def _phrases(lines: Iterable[tuple[str, str]], boost: float, normalization: str) -> tuple[Phrase, ...]:
+    """What lines say, each with its place."""
+    normalize = normalizer(normalization)
     if not -MAX_BOOST <= boost <= MAX_BOOST:
         raise ConfigError(f"hotwords boost: expected {-MAX_BOOST:g} to {MAX_BOOST:g}, found {boost:g}")
     found: dict[str, Phrase] = {}
-    for number, line in _lines(path):
-        place = f"{path}:{number}"
+    for place, line in lines:
         written, tab, amount = line.partition("\t")
         phrase = Phrase(_text(normalize(written), written, place), boost, place)
         if tab:
@@ -70,8 +94,6 @@ def read_hotwords(
             raise HotwordsError(
                 f"{place}: expected at most {MAX_PHRASES} phrases, found more; split the list"
             )
-    if not found:
-        raise HotwordsError(f"{path}: expected one phrase a line, found none")
     return tuple(found.values())
 
 

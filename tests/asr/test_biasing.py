@@ -15,6 +15,7 @@ from asr.search.biasing import MAX_CHARACTERS, BiasingState, PhraseBiasing
 from asr.text.hotwords import Phrase
 from asr.text.tokenizer import BOUNDARY, Tokenizer, TokenizerConfig, train_tokenizer
 
+CPU = torch.device("cpu")
 TEXTS = ["a bab abba ba", "b aab ab bb a", "ab abab baba b", "abba bab aa bb", "ba ab a b aa"] * 3
 CONFIGS = {
     "char": TokenizerConfig(kind="char"),
@@ -180,7 +181,7 @@ def test_tables_and_look_ups_are_alike(tokenizer: Tokenizer, whole_words: bool) 
     lists = [spelled, spelled[:2], []]
     table = PhraseBiasing(tokenizer, lists, whole_words=whole_words)
     lookup = PhraseBiasing(tokenizer, lists, whole_words=whole_words, table_entries=0)
-    assert type(table._actions) is not type(lookup._actions)
+    assert type(table._on(CPU).actions) is not type(lookup._on(CPU).actions)
     size = sum(len(build_automaton(one, tokenizer, whole_words).potential) for one in lists)
     every = BiasingState(torch.arange(size))
     assert torch.equal(table.score(every), lookup.score(every))

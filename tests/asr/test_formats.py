@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from asr.cli.formats import FORMATS, clock, cues, render
 from asr.errors import ConfigError
+from asr.transcript import Alternative
 
 
 class Word(NamedTuple):
@@ -23,6 +24,7 @@ class Transcript(NamedTuple):
     text: str
     duration_s: float
     words: tuple[Word, ...]
+    alternatives: tuple[Alternative, ...] = ()
 
 
 SHORT = Transcript("seven three", 2.5, (Word("seven", 0.12, 0.4801, 0.98765), Word("three", 0.9, 1.205, 0.5)))

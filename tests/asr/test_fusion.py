@@ -140,8 +140,8 @@ def test_another_latency_keeps_the_language_model(make_model) -> None:
     (directory / "words.arpa").write_text(ARPA)
     recognizer = asr.load(directory, settings=["method=beam", "fusion.lm=words.arpa"])
     parts = recognizer.search.scorer.parts
-    assert [type(part.scorer).__name__ for part in parts] == ["WordNgram"]
-    assert np.isclose(parts[0].weight, 0.3)
+    assert [type(part.scorer).__name__ for part in parts] == ["PhraseBiasing", "WordNgram"]
+    assert np.isclose(parts[1].weight, 0.3)
 
 
 def test_hotwords_are_chosen_by_settings(make_model, speech_like, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_an_export_takes_the_language_model_along(make_model, tmp_path: Path) ->
     (directory / "words.arpa").write_text(ARPA)
     export_model(directory, tmp_path / "small", "int8")
     assert (tmp_path / "small" / "words.arpa").read_text() == ARPA
-    assert len(asr.load(tmp_path / "small").search.scorer.parts) == 1
+    assert len(asr.load(tmp_path / "small").search.scorer.parts) == 2
 
 
 def test_an_export_with_another_search(make_model, tmp_path: Path, call) -> None:

@@ -50,6 +50,15 @@ def test_phrases_are_normalised_as_the_texts_were_and_count_once() -> None:
     assert score([("Kathleen", "Kathleen")], ["kathleen"]).overall == PhraseCount()
 
 
+def test_an_utterance_may_have_phrases_of_its_own() -> None:
+    texts = {"a": "call kathleen now", "b": "call kathleen now", "c": "call theo now"}
+    report = score_pairs(texts, {"a": "call kathleen now", "b": "call cat now", "c": "call theo kathleen"})
+    found = score_phrases(report, ["theo"], {"b": ["kathleen"], "c": ["theo"]})
+    # Where nobody listened for it, it is not counted.
+    assert found.phrases == {"theo": PhraseCount(1, 1, 1), "kathleen": PhraseCount(1, 0, 0)}
+    assert (found.listed, found.unlisted) == (WordRate(1, 2), WordRate(1, 7))
+
+
 def test_nothing_said_is_not_perfect() -> None:
     found = score([("a b", "a c")], ["kathleen"])
     assert math.isnan(found.overall.recall)

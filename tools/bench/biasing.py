@@ -5,9 +5,10 @@
 
 DATA is what egs/english/prepare.py wrote. The list is drawn from the part's own words (half of those of six
 letters or more) and filled up to --phrases with words of the train part that the part does not hold: what is
-listed and not said must not be heard. The encoder runs once, untimed; searches with and without the list take
-turns, times are medians of processor time, and only their ratio is printed. Before that, the scorer must add
-to 500 texts of the train part, without a search, what counting their words says.
+listed and not said must not be heard. The encoder runs once, untimed; searches without a list, with one for
+all recordings, and with one of the same length for each of them take turns, times are medians of processor
+time, and only their ratios are printed. Before that, the scorer must add to 500 texts of the train part,
+without a search, what counting their words says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from asr.errors import AsrError, ManifestError
 from asr.recognizer import Recognizer
 from asr.score.biasing import score_phrases
 from asr.score.wer import score_pairs
-from asr.search import BeamSearch, search_whole
-from asr.search.biasing import PhraseBiasing
+from asr.search import BeamSearch, Token, search_whole
+from asr.search.biasing import PhraseBiasing, PhraseList
+from asr.search.streams import begin
 from asr.text.hotwords import Phrase
 
 LEAST_LETTERS = 6
@@ -67,20 +70,35 @@ def check(recognizer: Recognizer, words: Sequence[str], texts: Sequence[str]) ->
             sys.exit(f"wrong: {text!r} has {total}")
 
 
-def time_ratio(recognizer: Recognizer, cuts: Sequence[Any], phrases: Sequence[Phrase], options: Any) -> float:
-    """Processor time of the search with the phrases over that without."""
+def time_ratios(
+    recognizer: Recognizer, cuts: Sequence[Any], words: Sequence[str], others: Sequence[str], options: Any
+) -> dict[str, float]:
+    """Processor time of the searches with phrases over that without."""
+    phrases = [Phrase(word) for word in words]
     encoded = encode(recognizer, cuts)
     plain = BeamSearch(recognizer.network, options.beam)
     biased = BeamSearch(
         recognizer.network, options.beam, scorer=PhraseBiasing(recognizer.tokenizer, [phrases])
     )
+    own = PhraseBiasing(recognizer.tokenizer, [[]])
+    listening = BeamSearch(recognizer.network, options.beam, scorer=own)
+    drawn = [listed((), others, len(words), seed) for seed in range(len(cuts))]
+    start = time.process_time()
+    kept = [PhraseList(own, [Phrase(word) for word in each]) for each in drawn]
+    own.score(own.states_for([kept[0].number]))
+    print(f"{len(kept)} lists of {len(drawn[0])} made in {time.process_time() - start:.2f} s")
+
+    def each_its_own() -> list[list[Token]]:
+        return search_whole(listening, encoded, state=begin(listening, len(cuts), kept)).tokens
+
     runs = {
         "without": lambda: search_whole(plain, encoded).tokens,
-        "with": lambda: search_whole(biased, encoded).tokens,
+        "a list for all": lambda: search_whole(biased, encoded).tokens,
+        "a list for each": each_its_own,
     }
     measure(runs, 2)
     seconds = measure(runs, options.repeats)
-    return seconds["with"] / seconds["without"]
+    return {name: seconds[name] / seconds["without"] for name in list(runs)[1:]}
 
 
 def recognise(
@@ -107,7 +125,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a model directory; the English model of the package")
     parser.add_argument("--part", default="test-kathleen")
     parser.add_argument("--phrases", type=int, default=1000)
-    parser.add_argument("--boosts", default="0,4", help="0: without the list")
+    parser.add_argument("--boosts", default="0,4", help="0: without the list; '' for times only")
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="draws words and recordings")
@@ -120,11 +138,12 @@ def main() -> int:
         words = listed([cut_text(cut) for cut in cuts], others, options.phrases, options.seed)
         check(recognizer, words, others[:500])
         for what, batch in batches(options.data, options.part, options.batch, options.seed).items():
-            ratio = time_ratio(recognizer, batch, [Phrase(word) for word in words], options)
-            print(
-                f"{len(batch)} {what}: with {len(words)} phrases {ratio:.3f} of the time without", flush=True
-            )
-        for boost in map(float, options.boosts.split(",")):
+            for name, ratio in time_ratios(recognizer, batch, words, others, options).items():
+                print(
+                    f"{len(batch)} {what}: {name} of {len(words)} phrases, {ratio:.3f} of the time without",
+                    flush=True,
+                )
+        for boost in map(float, filter(None, options.boosts.split(","))):
             lines = recognise(recognizer, cuts, [Phrase(word, boost) for word in words], options)
             print(f"boost {boost:g}: " + "\n    ".join(lines), flush=True)
     except AsrError as error:
