@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
@@ -48,14 +49,14 @@ class FusionConfig(Config):
         )
         return (first, *self.more_lms)
 
+    def renamed(self, name: Callable[[str], str]) -> FusionConfig:
+        """The same with another `name` of each language model."""
+        more = tuple(each.model_copy(update={"lm": name(each.lm)}) for each in self.more_lms)
+        return self.model_copy(update={"lm": self.lm and name(self.lm), "more_lms": more})
+
     def beside(self, directory: Path) -> FusionConfig:
         """The same, where a name that is in a model's directory is its own language model."""
-
-        def found(lm: str) -> str:
-            return str(directory / lm) if (directory / lm).exists() else lm
-
-        more = tuple(each.model_copy(update={"lm": found(each.lm)}) for each in self.more_lms)
-        return self.model_copy(update={"lm": self.lm and found(self.lm), "more_lms": more})
+        return self.renamed(lambda lm: str(directory / lm) if (directory / lm).exists() else lm)
 
     @property
     def empty(self) -> bool:
