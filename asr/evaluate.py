@@ -8,6 +8,7 @@ in `hyp.jsonl.part`.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ class Options(NamedTuple):
         parts: list[str] = [self.head] if self.head else []
         # Of a setting its last name and, of a file, its name: fusion.lm=/tmp/en.arpa is lm=en.arpa.
         settings = [setting.partition("=") for setting in self.search]
-        parts += [f"{key.split('.')[-1]}={value.split('/')[-1]}" for key, _, value in settings]
+        parts += [f"{key.split('.')[-1]}={_names_only(value)}" for key, _, value in settings]
         if self.latency is not None:
             seconds = [length_s for length_s in self.latency if length_s is not None]
             parts += [f"{1000 * length_s:g}ms" for length_s in seconds] or ["full"]
@@ -109,6 +110,11 @@ class Evaluation:
     """Delays of live use, where the manifest's alignments say when the words were spoken."""
     lines: list[str]
     """For the terminal."""
+
+
+def _names_only(value: str) -> str:
+    """A setting without folders and, of a list, without what the names of files had better not have."""
+    return re.sub(r"[^\s\"',]*/|[\s\"\[\]]", "", value.rstrip("/"))
 
 
 def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | None = None) -> Evaluation:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,9 +18,9 @@ import torch
 from pydantic import Field
 
 from asr.config import Config, load_yaml, validate
+from asr.directory import CONFIG, WEIGHTS, check_device, load_weights, write_directory
 from asr.errors import ModelError
 from asr.lms import NeuralLm, NeuralLmConfig, build_neural_lm
-from asr.model_directory import CONFIG, WEIGHTS, check_device, load_weights, write_directory
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.weights import Storage
 
@@ -40,6 +41,12 @@ class LoadedLm(NamedTuple):
     network: NeuralLm
     """In evaluation mode: an asr.lms.base.Scorer."""
     tokenizer: Tokenizer
+
+
+def is_lm_directory(directory: Path | str) -> bool:
+    """Whether this is the directory of a neural language model, as its config.yaml says."""
+    config = Path(directory) / CONFIG
+    return config.is_file() and load_yaml(config).get("kind") == "lm"
 
 
 def save_lm(
@@ -79,9 +86,17 @@ def load_lm(
         )
     if tokenizer is not None and own.symbols != tokenizer.symbols:
         raise ModelError(
-            f"{directory}: expected the recogniser's {tokenizer.vocab_size} labels, found others "
-            f"({own.vocab_size}); train the language model with recogniser=DIR of this recogniser"
+            f"{directory}: expected the labels of the recogniser ({_difference(tokenizer, own)}), found "
+            f"the language model's ({_difference(own, tokenizer)}); train it with recogniser=DIR of this one"
         )
     network = build_neural_lm(config.network, config.vocab_size)
     load_weights(network, directory / WEIGHTS)
     return LoadedLm(config, network.to(check_device(device)).eval(), own)
+
+
+def _difference(tokenizer: Tokenizer, other: Tokenizer) -> str:
+    """How many labels of which kind, and the first that `other` has not in its place."""
+    pairs = zip_longest(tokenizer.symbols, other.symbols)
+    number, own = next((i, mine) for i, (mine, theirs) in enumerate(pairs) if mine != theirs)
+    named = "no more" if own is None else f"{own!r}"
+    return f"{tokenizer.vocab_size} of kind {tokenizer.config.kind}, {number} is {named}"

@@ -15,17 +15,15 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
 
-from asr.config import Config, load_config, save_config, write_atomically
-from asr.errors import ConfigError, ModelError
+from asr.config import Config, load_yaml, validate
+from asr.directory import CARD, CONFIG, WEIGHTS, check_device, load_weights, write_directory
+from asr.errors import ModelError
 from asr.features.fbank import FbankConfig
 from asr.search import SearchConfig
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.transducer import Transducer, TransducerConfig
-from asr.weights import Storage, pack, read_weights
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+from asr.weights import Storage
 
 
 class ModelConfig(Config):
@@ -68,23 +66,6 @@ def save_model(
     write_directory(Path(directory), config, network, tokenizer, card, storage)
 
 
-def write_directory(
-    directory: Path,
-    config: Config,
-    network: torch.nn.Module,
-    tokenizer: Tokenizer,
-    card: str,
-    storage: Storage,
-) -> None:
-    """The files of `save_model`, of any kind of network."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory)
-    save_config(config, directory / CONFIG)
-    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    write_atomically(directory / WEIGHTS, save(pack(weights, storage)))
-    write_atomically(directory / CARD, card.encode())
-
-
 def load_model(directory: Path | str, device: str | torch.device = "cpu") -> LoadedModel:
     """Read a model directory; raises ModelError naming the file and what is wrong with it."""
     directory = Path(directory)
@@ -96,7 +77,12 @@ def load_model(directory: Path | str, device: str | torch.device = "cpu") -> Loa
             f"{directory}: expected a model directory, found no {' and no '.join(missing)}; "
             "training writes them when it ends"
         )
-    config = load_config(directory / CONFIG, ModelConfig)
+    values = load_yaml(directory / CONFIG)
+    if values.get("kind") == "lm":
+        raise ModelError(
+            f"{directory}: expected a recogniser, found a language model; it takes part in a search as --lm"
+        )
+    config = validate(values, ModelConfig, str(directory / CONFIG))
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size != config.vocab_size:
         raise ModelError(
@@ -108,26 +94,15 @@ def load_model(directory: Path | str, device: str | torch.device = "cpu") -> Loa
     return LoadedModel(config, network.to(check_device(device)).eval(), tokenizer)
 
 
-def check_device(name: str | torch.device) -> torch.device:
-    """The device of this name; raises ConfigError if there is none."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name}: not usable here ({reason}); cpu always is") from error
-    return device
-
-
-def load_weights(network: torch.nn.Module, path: Path) -> None:
-    """Fill `network` from a safetensors file; raises ModelError if names or shapes differ."""
-    weights = read_weights(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != found:
-        name = sorted(expected.items() ^ found.items())[0][0]
-        raise ModelError(
-            f"{path}: weights do not fit the configuration: {name}: expected "
-            f"{expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
-        )
-    network.load_state_dict(weights)
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "WEIGHTS",
+    "LoadedModel",
+    "ModelConfig",
+    "build_network",
+    "check_device",
+    "load_model",
+    "load_weights",
+    "save_model",
+]

@@ -127,12 +127,8 @@ def load(
 
 
 def _found(search: SearchConfig, directory: Path) -> SearchConfig:
-    """A model's own language model lies beside it."""
-    lm = search.fusion.lm
-    if lm is None or not (directory / lm).is_file():
-        return search
-    fusion = search.fusion.model_copy(update={"lm": str(directory / lm)})
-    return search.model_copy(update={"fusion": fusion})
+    """A model's own language models lie beside it."""
+    return search.model_copy(update={"fusion": search.fusion.beside(directory)})
 
 
 class Recognizer:

@@ -23,7 +23,7 @@ def export(
     """Write a model without its checkpoints and logs, its weights in a half or a quarter of the bytes.
 
     Of a training that has not ended, its newest checkpoint. What is said of the search becomes the model's
-    own, and an n-gram language model comes along.
+    own, and language models come along.
     """
     from asr.export import export_model
     from asr.model_directory import WEIGHTS

@@ -1,4 +1,4 @@
-"""`asr finetune`: go on training a model on other recordings."""
+"""`asr finetune`: go on training a model on other recordings, a language model on other texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def finetune(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Corpus directory: train and dev, .jsonl.gz or .shar; repeat it to mix corpora."),
+        typer.Option(
+            help="Corpus directory: train and dev, .jsonl.gz or .shar; of a language model a text file, one "
+            "sentence a line; repeat it to mix them."
+        ),
     ] = None,
     new_tokens: Annotated[
         bool, typer.Option("--new-tokens", help="Also learn symbols of the new texts that the model lacks.")
@@ -41,16 +44,26 @@ def finetune(
     """
     from asr.errors import ConfigError
     from asr.forgetting import ForgettingCheck, find_check
+    from asr.lm_directory import is_lm_directory
     from asr.train.finetune import finetune_recipe
     from asr.train.initial import Initial
+    from asr.train.lm_finetune import finetune_lm_recipe
     from asr.train.loop import train
+    from asr.train.task import AnyRecipe
 
-    recipe = initial = None
+    recipe: AnyRecipe | None = None
+    initial: Initial | None = None
     if resume:
         if model or settings or new_tokens or check:
             raise ConfigError("--resume goes on with the run: give only --exp (and --data if it moved)")
     elif model is None or not data:
         raise ConfigError("expected a model directory and --data; only --resume needs neither")
+    elif is_lm_directory(model):
+        if new_tokens or check:
+            option = "--new-tokens" if new_tokens else "--check"
+            raise ConfigError(f"{option} is for recognisers, {model} is a language model: leave it out")
+        recipe = finetune_lm_recipe(model, settings or [])
+        initial = Initial(model=str(model.resolve()))
     else:
         recipe = finetune_recipe(model, settings or [], new_tokens=new_tokens)
         test = None if check is None else str(find_check(model, check))

@@ -17,13 +17,17 @@ def info(
     model: Annotated[Path | None, typer.Argument(help="Model directory.", show_default=False)] = None,
     latency: LatencyOption = None,
 ) -> None:
-    """Show versions, or what a model is: size, latency, memory per stream."""
+    """Show versions, or what a model is: size, latency, memory per stream; a language model too."""
     from asr.errors import ConfigError
 
     if model is None:
         if latency is not None:
             raise ConfigError("--latency is of a model: name its directory, or leave it out")
         _installation()
+    elif _is_lm(model):
+        if latency is not None:
+            raise ConfigError(f"--latency is of a recogniser, {model} is a language model: leave it out")
+        _language_model(model)
     else:
         _model(model, latency)
 
@@ -59,6 +63,23 @@ def _model(directory: Path, latency: str | None) -> None:
         print(f"trained for           {', '.join(latency.name for latency in latencies)} (--latency)")
     if recognizer.config.synthetic:
         print("trained on            SYNTHETIC speech")
+
+
+def _is_lm(directory: Path) -> bool:
+    from asr.lm_directory import is_lm_directory
+
+    return is_lm_directory(directory)
+
+
+def _language_model(directory: Path) -> None:
+    from asr.lm_directory import load_lm
+    from asr.state import bytes_per_stream
+
+    config, network, tokenizer = load_lm(directory)
+    print(f"language model        {config.network.kind}; takes part in a search as --lm {directory}")
+    print(f"parameters            {sum(p.numel() for p in network.parameters()):,}")
+    print(f"labels                {config.vocab_size} ({tokenizer.config.kind})")
+    print(f"state per hypothesis  {bytes_per_stream(network.initial_state(1)):,} bytes")
 
 
 def _heads(network: object) -> list[tuple[str, bool]]:

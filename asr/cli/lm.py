@@ -1,4 +1,4 @@
-"""`asr lm`: train, mix and prune n-gram language models, and measure how well one predicts a text."""
+"""`asr lm`: train, mix and prune n-gram language models; how well these, or neural ones, predict a text."""
 
 from __future__ import annotations
 
@@ -60,20 +60,74 @@ def train_command(
 
 @app.command("perplexity")
 def perplexity_command(
-    lm: Annotated[Path, typer.Argument(help="ARPA file, maybe gzipped.")],
+    lm: Annotated[Path, typer.Argument(help="ARPA file, maybe gzipped, or a neural model's directory.")],
     texts: TextsArgument,
     tokens: TokensOption = None,
     normalization: NormalizationOption = "basic",
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="Neural: what the text has said becomes likelier."),
+    ] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Neural: go on learning from sentences that were predicted.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of --cache or --dynamic, e.g. dynamic.lr=0.1; repeatable."),
+    ] = None,
+    training_text: Annotated[
+        Path | None, typer.Option(help="What the model learnt from, for --set dynamic.kind=rms.")
+    ] = None,
 ) -> None:
-    """Measure how well an n-gram model predicts texts.
+    """Measure how well a language model predicts texts.
 
-    OOV are tokens that the model does not know. Bits per character compare models of words and of letters.
+    OOV are tokens that an n-gram does not know. Bits per character compare models of words and of letters.
     """
-    from asr.lms.ngram import NgramModel
-    from asr.lms.perplexity import text_perplexities
+    from asr.errors import ConfigError
 
-    model = NgramModel.read(lm)
-    _print_predictions(text_perplexities(model, texts, tokens=tokens, normalization=normalization))
+    if lm.is_dir():
+        if tokens is not None:
+            raise ConfigError(f"--tokens: {lm} has its own tokenizer; leave the option out")
+        found = _neural(lm, texts, normalization, cache, dynamic, settings or [], training_text)
+    elif cache or dynamic or settings or training_text:
+        raise ConfigError(
+            f"{lm}: expected the directory of a neural language model with --cache, --dynamic, --set or "
+            "--training-text, found none; leave them out"
+        )
+    else:
+        from asr.lms.ngram import NgramModel
+        from asr.lms.perplexity import text_perplexities
+
+        found = text_perplexities(NgramModel.read(lm), texts, tokens=tokens, normalization=normalization)
+    _print_predictions(found)
+
+
+def _neural(
+    directory: Path,
+    texts: list[Path],
+    normalization: str,
+    cache: bool,
+    dynamic: bool,
+    settings: list[str],
+    training_text: Path | None,
+) -> list[TextPrediction]:
+    from asr.config import override
+    from asr.lm_directory import load_lm
+    from asr.lms.cache import CacheConfig
+    from asr.lms.dynamic import DynamicConfig
+    from asr.lms.neural_texts import Adaptation, neural_text_perplexities
+
+    asked = Adaptation(cache=CacheConfig() if cache else None, dynamic=DynamicConfig() if dynamic else None)
+    adaptation = override(asked, settings)
+    loaded = load_lm(directory)
+    return neural_text_perplexities(
+        loaded.network,
+        loaded.tokenizer,
+        texts,
+        normalization,
+        adaptation=adaptation,
+        training_text=training_text,
+    )
 
 
 @app.command("mix")

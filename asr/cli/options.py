@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,7 +37,13 @@ BeamOption = Annotated[
     int | None, typer.Option("--beam", min=1, max=64, help="Beam search with so many hypotheses.")
 ]
 LmOption = Annotated[
-    Path | None, typer.Option("--lm", help="N-gram language model that takes part (ARPA); with --beam.")
+    list[str] | None,
+    typer.Option(
+        "--lm",
+        metavar="LM[:WEIGHT]",
+        help="Language model that takes part, in place of the model's own: ARPA file, or a neural one's "
+        "directory; repeat it for several; with --beam.",
+    ),
 ]
 HotwordsOption = Annotated[
     Path | None,
@@ -73,7 +81,7 @@ StatsOption = Annotated[
 
 def search_settings(
     beam: int | None,
-    lm: Path | None,
+    lm: list[str] | None,
     search: list[str] | None,
     hotwords: Path | None = None,
     boost: float | None = None,
@@ -81,11 +89,32 @@ def search_settings(
 ) -> list[str]:
     """What these options change in the settings of the search; --search has the last word."""
     settings = ["method=beam", f"beam={beam}"] if beam else []
-    settings += [f"fusion.lm={lm}"] if lm else []
+    settings += _lm_settings(lm or [])
     settings += [f"fusion.biasing.hotwords={hotwords}"] if hotwords else []
     settings += [f"fusion.biasing.boost={boost}"] if boost is not None else []
     settings += [f"nbest={nbest}"] if nbest else []
     return [*settings, *(search or [])]
+
+
+def _lm_settings(chosen: Sequence[str]) -> list[str]:
+    """The first is the model's own language model, or stands in its place; the others are added."""
+    if not chosen:
+        return []
+    (first, weight), *others = map(_weighted, chosen)
+    settings = [f"fusion.lm={first}"] + ([] if weight is None else [f"fusion.lm_weight={weight}"])
+    more = [{"lm": lm} | ({} if weight is None else {"weight": weight}) for lm, weight in others]
+    return [*settings, f"fusion.more_lms={json.dumps(more)}"] if more else settings
+
+
+def _weighted(text: str) -> tuple[str, float | None]:
+    """`LM:WEIGHT` in two; what is there under the whole name has none."""
+    lm, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, None
+    try:
+        return lm, float(weight)
+    except ValueError:
+        return text, None
 
 
 def endpoint_of(

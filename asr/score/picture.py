@@ -109,8 +109,8 @@ def draw_transcript(
 def draw_training(path: Path | str, records: Iterable[Mapping[str, Any]], title: str = "training") -> None:
     """Draw training curves from log records into a PNG file.
 
-    A record has `step` and any of `loss`, `lr`, `grad_norm`, `dev_loss`, `dev_wer` (a fraction); others, and
-    values that are not finite numbers, are left out.
+    A record has `step` and any of `loss`, `lr`, `grad_norm`, `dev_loss`, `dev_wer` (a fraction) or of a
+    language model `dev_perplexity`; others, and values that are not finite numbers, are left out.
     """
     records = [record for record in records if _number(record.get("step")) is not None]
     figure = Figure(figsize=(10.0, 6.0), dpi=DPI, layout="constrained", facecolor="white")
@@ -118,11 +118,15 @@ def draw_training(path: Path | str, records: Iterable[Mapping[str, Any]], title:
     loss, error, rate, norm = axes.flat
     _draw_curve(loss, records, "loss", "training", CURVES[0], smooth=True)
     _draw_curve(loss, records, "dev_loss", "dev", CURVES[1], marker="o")
-    _draw_curve(error, records, "dev_wer", "dev", CURVES[1], marker="o", scale=100.0)
+    language = any("dev_perplexity" in record for record in records)
+    if language:
+        _draw_curve(error, records, "dev_perplexity", "dev", CURVES[1], marker="o")
+    else:
+        _draw_curve(error, records, "dev_wer", "dev", CURVES[1], marker="o", scale=100.0)
     _draw_curve(rate, records, "lr", "_lr", CURVES[2])
     _draw_curve(norm, records, "grad_norm", "_norm", CURVES[3], smooth=True)
     _finish_curves(loss, "loss")
-    _finish_curves(error, f"dev WER (%){_best(error)}")
+    _finish_curves(error, f"dev {'perplexity' if language else 'WER (%)'}{_best(error)}")
     _finish_curves(rate, "learning rate")
     _finish_curves(norm, "gradient norm")
     rate.set_xlabel("step", color=INK)

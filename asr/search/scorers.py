@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from asr.config import Config
-from asr.lms import NgramModel, Scorer, TokenNgram, WordNgram, WordNgramConfig
+from asr.lms import Scorer, WordNgramConfig
+from asr.lms.cache import CacheConfig
 from asr.search.biasing import BiasingConfig
 from asr.search.fusion import Fusion, Weighted
 from asr.search.internal_lm import InternalLm
+from asr.search.language_models import LmConfig, Unit, build_lm
 from asr.text.tokenizer import Tokenizer
 from asr.transducer import Transducer
 
@@ -20,12 +22,16 @@ class FusionConfig(Config):
     """What takes part in a beam search beside the recogniser."""
 
     lm: str | None = None
-    """File of an n-gram language model: ARPA, gzipped or not, or what NgramModel.save made of it."""
+    """A language model: an n-gram's file or a neural one's directory (asr.search.language_models)."""
     lm_weight: float = Field(0.3, gt=0)
-    lm_unit: Literal["words", "labels"] = "words"
-    """What the language model is of: words, or the labels that the recogniser writes (letters, pieces)."""
+    lm_unit: Unit = "words"
+    """What an n-gram is of: words, or the labels that the recogniser writes (letters, pieces)."""
     words: WordNgramConfig = WordNgramConfig()
     """How words score the labels that spell them."""
+    lm_cache: CacheConfig | None = None
+    """Of a neural language model."""
+    more_lms: tuple[LmConfig, ...] = ()
+    """Further language models, each with its weight."""
     internal_lm_weight: float = Field(0.0, ge=0)
     """How much of the language model inside the transducer is taken off (asr.search.internal_lm)."""
     biasing: BiasingConfig = BiasingConfig()
@@ -34,9 +40,28 @@ class FusionConfig(Config):
     """Added for every label, against the preference of language models for short texts."""
 
     @property
+    def lms(self) -> tuple[LmConfig, ...]:
+        """All language models."""
+        if self.lm is None:
+            return self.more_lms
+        first = LmConfig(
+            lm=self.lm, weight=self.lm_weight, unit=self.lm_unit, words=self.words, cache=self.lm_cache
+        )
+        return (first, *self.more_lms)
+
+    def renamed(self, name: Callable[[str], str]) -> FusionConfig:
+        """The same with another `name` of each language model."""
+        more = tuple(each.model_copy(update={"lm": name(each.lm)}) for each in self.more_lms)
+        return self.model_copy(update={"lm": self.lm and name(self.lm), "more_lms": more})
+
+    def beside(self, directory: Path) -> FusionConfig:
+        """The same, where a name that is in a model's directory is its own language model."""
+        return self.renamed(lambda lm: str(directory / lm) if (directory / lm).exists() else lm)
+
+    @property
     def empty(self) -> bool:
         """Whether nothing takes part."""
-        scorers = self.lm is not None or self.biasing.hotwords is not None or self.internal_lm_weight > 0
+        scorers = bool(self.lms) or self.biasing.hotwords is not None or self.internal_lm_weight > 0
         return not scorers and self.reward == 0
 
 
@@ -57,14 +82,9 @@ def build_scorer(
     biasing = config.biasing.scorer(tokenizer, streams=streams)
     if biasing is not None:
         parts.append(Weighted(biasing))
-    if config.lm is not None:
-        ngram = NgramModel.read(Path(config.lm))
-        scorer: Scorer
-        if config.lm_unit == "words":
-            scorer = WordNgram(ngram, tokenizer, config.words)
-        else:
-            scorer = TokenNgram(ngram, tokenizer)
-        parts.append(Weighted(scorer, config.lm_weight))
+    device = next(model.parameters()).device
+    for lm in config.lms:
+        parts.append(Weighted(build_lm(lm, tokenizer, device), lm.weight))
     if config.internal_lm_weight:
         parts.append(Weighted(InternalLm(model), -config.internal_lm_weight))
     return Fusion(model.vocab_size, parts, config.reward)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,7 +18,7 @@ from asr.model_directory import LoadedModel, load_model
 from asr.search import FusionConfig
 from asr.train.initial import tensor_shapes
 from asr.train.optim import OptimizerConfig
-from asr.train.recipe import Recipe
+from asr.train.recipe import Recipe, TrainingConfig
 from asr.train.setup import RECIPE, RUN, RunInfo
 from asr.transducer import TransducerConfig
 
@@ -68,21 +68,33 @@ def _was_finetuned(model: Path) -> bool:
     return (model / RUN).is_file() and load_config(model / RUN, RunInfo).initial is not None
 
 
-def _gentle(recipe: Recipe, chosen: set[str], again: bool) -> Recipe:
-    optimizer, training, batches = recipe.optimizer, recipe.training, recipe.batches
+def gentle_optimizer(optimizer: OptimizerConfig, chosen: Collection[str], again: bool) -> OptimizerConfig:
+    """The optimiser with a lower learning rate and a short warm-up; `chosen` are the settings of the user,
+    `again` says whether it is of a fine-tuning already.
+    """
     gentler: dict[str, Any] = {
         "lr": optimizer.lr * (1 if again else LR_SHARE),
         "warmup_steps": min(optimizer.warmup_steps, WARMUP_STEPS),
         # A number of steps that the user chooses is one, however long the run is.
         "warmup_share": 1.0 if "optimizer.warmup_steps" in chosen else WARMUP_SHARE,
     }
+    return OptimizerConfig.model_validate({**optimizer.model_dump(), **gentler})
+
+
+def gentle_training(training: TrainingConfig) -> TrainingConfig:
+    """The same, shorter."""
+    return training.model_copy(update={"epochs": min(training.epochs, EPOCHS)})
+
+
+def _gentle(recipe: Recipe, chosen: set[str], again: bool) -> Recipe:
+    batches = recipe.batches
     # Shares of the old corpora say nothing of the new ones, and nothing has to be easy at first.
     mixing = batches.mixing.model_copy(update={"weights": ()})
     return recipe.model_copy(
         update={
             "network": _past_its_stages(recipe.network),
-            "optimizer": OptimizerConfig.model_validate({**optimizer.model_dump(), **gentler}),
-            "training": training.model_copy(update={"epochs": min(training.epochs, EPOCHS)}),
+            "optimizer": gentle_optimizer(recipe.optimizer, chosen, again),
+            "training": gentle_training(recipe.training),
             "batches": batches.model_copy(update={"mixing": mixing, "curriculum_epochs": 0}),
         }
     )
@@ -102,12 +114,12 @@ def _past_its_stages(network: TransducerConfig) -> TransducerConfig:
 def _refuse(base: Recipe, recipe: Recipe, model: LoadedModel, new_tokens: bool) -> None:
     """Raise ConfigError if the recipe does not fit the weights of the model."""
     losses = []
-    for found in _differences(base.model_dump(mode="json"), recipe.model_dump(mode="json")):
+    for found in differences(base.model_dump(mode="json"), recipe.model_dump(mode="json")):
         section, name = found.key.split(".")[0], found.key.split(".")[-1]
         if found.key.startswith(LOSS):
             losses.append(found)
         elif section == "features" or (section == "network" and name not in FREE):
-            _refuse_one(found)
+            refuse(found)
         elif section == "tokenizer" and not new_tokens:
             raise ConfigError(
                 f"--set {found.key}: expected the model's own tokenizer ({found.old}), found {found.new}; "
@@ -116,21 +128,22 @@ def _refuse(base: Recipe, recipe: Recipe, model: LoadedModel, new_tokens: bool) 
     # Some settings of the losses add or remove a head.
     fitting = model.config.model_copy(update={"network": recipe.network})
     if losses and tensor_shapes(fitting) != tensor_shapes(model.config):
-        _refuse_one(losses[0]._replace(key=", ".join(found.key for found in losses)))
+        refuse(losses[0]._replace(key=", ".join(found.key for found in losses)))
 
 
-def _refuse_one(difference: Difference) -> NoReturn:
+def refuse(difference: Difference) -> NoReturn:
+    """Raise ConfigError for a setting that fine-tuning keeps."""
     raise ConfigError(
         f"--set {difference.key}: expected what the model has ({difference.old}), found {difference.new}; "
         "fine-tuning keeps features and network: leave it out, or train a new model (asr train)"
     )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[Difference]:
     """Settings of which two configurations have not the same."""
     for name in [*old, *(name for name in new if name not in old)]:
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{name}.")
+            yield from differences(before, after, f"{prefix}{name}.")
         elif before != after:
             yield Difference(prefix + name, before, after)

@@ -40,32 +40,36 @@ def start_task(
 ) -> Task:
     """A new run in `exp`; raises TrainingError if there is one already."""
     if isinstance(recipe, LmRecipe):
-        assert initial is None
-        return language.start_run(recipe, data, exp, world)
+        return language.start_run(recipe, data, exp, world, initial)
     return RecogniserTask(setup.start_run(recipe, data, exp, world, initial))
 
 
 def resume_task(exp: Path, data: Sequence[Path]) -> Task:
     """The run in `exp` again, its data now in `data` if given; raises TrainingError if there is none."""
-    if checkpoints(exp / CHECKPOINTS) and _is_lm(load_yaml(exp / RECIPE)):
+    if checkpoints(exp / CHECKPOINTS) and is_lm_run(exp):
         return language.resume_run(exp, data)
     return RecogniserTask(setup.resume_run(exp, data))
 
 
 def open_task(exp: Path) -> Task:
     """The run in `exp` as the main process has begun it."""
-    if _is_lm(load_yaml(exp / RECIPE)):
+    if is_lm_run(exp):
         return language.open_run(exp)
     return RecogniserTask(setup.open_run(exp))
 
 
 def is_begun(exp: Path, recipe: AnyRecipe, data: Sequence[Path], initial: Initial | None) -> bool:
     """Whether the run in `exp` is one of this recipe, data and first model, and can be resumed."""
-    if not checkpoints(exp / CHECKPOINTS) or _is_lm(load_yaml(exp / RECIPE)) != isinstance(recipe, LmRecipe):
+    if not checkpoints(exp / CHECKPOINTS) or is_lm_run(exp) != isinstance(recipe, LmRecipe):
         return False
     if isinstance(recipe, LmRecipe):
-        return language.is_run(exp, recipe, data)
+        return language.is_run(exp, recipe, data, initial)
     return setup.is_run(exp, recipe, data, initial)
+
+
+def is_lm_run(exp: Path) -> bool:
+    """Whether the run in `exp` is a language model's. Raises ConfigError if there is none."""
+    return _is_lm(load_yaml(exp / RECIPE))
 
 
 def _is_lm(recipe: dict[str, Any]) -> bool:

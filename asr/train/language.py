@@ -19,6 +19,7 @@ from torch import nn
 
 from asr.config import Config, load_config, save_config
 from asr.data.texts import TextBatch, TextBatches
+from asr.directory import WEIGHTS, load_weights
 from asr.errors import ConfigError, TrainingError
 from asr.lm_directory import LmModelConfig, save_lm
 from asr.lms import NeuralLm, build_neural_lm
@@ -46,6 +47,8 @@ class LmRunInfo(Config):
     dev: tuple[str, ...] = ()
     recogniser: str
     """Where the tokenizer came from; not needed any more once training has begun."""
+    initial: str | None = None
+    """The language model's directory that the run began with, if it is a fine-tuning; not needed any more."""
     environment: Environment
 
 
@@ -134,38 +137,57 @@ class LanguageTask:
 
     def write(self, exp: Path, weights: str, dev: LmDev, progress: Progress) -> None:
         """See Task.write."""
-        from asr.score.picture import draw_training  # matplotlib: a second that only the end pays
+        # matplotlib: a second that only the end of training pays
+        from asr.score.picture import draw_training
+        from asr.train.page import write_lm_page
 
         draw_training(exp / "training.png", read_log(exp))
+        facts = self._facts(weights, dev.perplexity, progress)
         config = LmModelConfig(network=self.recipe.network, vocab_size=self.tokenizer.vocab_size)
-        save_lm(exp, config, self.network, self.tokenizer, self._card(weights, dev.perplexity, progress))
+        save_lm(exp, config, self.network, self.tokenizer, self._card(facts))
+        write_lm_page(exp, self.recipe.name, facts, self.info.environment, str(dev.perplexity))
 
-    def _card(self, weights: str, dev: Perplexity, progress: Progress) -> str:
+    def _facts(self, weights: str, dev: Perplexity, progress: Progress) -> list[tuple[str, str]]:
+        """What the model is, how it was trained, what was measured; names and values."""
         info, environment = self.info, self.info.environment
         parameters = sum(p.numel() for p in self.network.parameters())
-        held_out = (
-            ", ".join(info.dev) or f"one of {self.recipe.batches.dev_every} sentences of the text, held out"
-        )
+        held_out = f"one of {self.recipe.batches.dev_every} sentences of the text, held out"
+        software = f"commit {environment.commit}, torch {environment.versions['torch']}"
+        return [
+            ("model", f"{self.recipe.network.kind}, {parameters / 1e6:.2f} M parameters"),
+            ("labels", f"{self.tokenizer.vocab_size} ({self.tokenizer.config.kind}) of {info.recogniser}"),
+            ("text", ", ".join(info.data)),
+            ("dev", f"{dev}; {weights}"),
+            ("dev text", ", ".join(info.dev) or held_out),
+            *([] if info.initial is None else [("began as", Path(info.initial).name)]),
+            ("trained", f"at {self.throughput(progress)} on {environment.hardware}"),
+            ("started", f"{environment.started}, {software}"),
+        ]
+
+    def _card(self, facts: Sequence[tuple[str, str]]) -> str:
+        listed = "\n".join(f"- {name}: {value}" for name, value in facts)
         return f"""# {self.recipe.name}
 
-- model: {self.recipe.network.kind}, {parameters / 1e6:.2f} M parameters
-- labels: {self.tokenizer.vocab_size} ({self.tokenizer.config.kind}) of {info.recogniser}
-- text: {", ".join(info.data)}
-- dev: {dev}; {weights}
-- dev text: {held_out}
-- trained: at {self.throughput(progress)} on {environment.hardware}
-- started: {environment.started}, commit {environment.commit}, torch {environment.versions["torch"]}
+{listed}
 
-`recipe.yaml` and `run.yaml` hold the full configuration, `log.jsonl` every step, `training.png` the curves.
+`recipe.yaml` and `run.yaml` hold the full configuration, `log.jsonl` every step, `report.html` the curves.
+
+    asr transcribe FILE... --lm DIR
 """
 
 
-def start_run(recipe: LmRecipe, data: Sequence[Path], exp: Path, world: World) -> LanguageTask:
-    """A new run in `exp`; raises TrainingError if there is one already, ModelError without a tokenizer."""
+def start_run(
+    recipe: LmRecipe, data: Sequence[Path], exp: Path, world: World, initial: Initial | None = None
+) -> LanguageTask:
+    """A new run in `exp`, with the weights of the language model `initial` if it is a fine-tuning.
+
+    Raises TrainingError if there is one already, ModelError without a tokenizer.
+    """
     refuse_second_run(exp)
     recogniser = Path(recipe.recogniser) if recipe.recogniser else pretrained()
     if recogniser.resolve() == exp.resolve():
-        raise TrainingError(f"--exp {exp}: this is the recogniser's directory; choose another one")
+        whose = "recogniser's" if initial is None else "language model's"
+        raise TrainingError(f"--exp {exp}: this is the {whose} directory; choose another one")
     for path in data:
         if path.is_dir():
             raise ConfigError(f"--data {path}: expected a text file, one sentence a line, found a directory")
@@ -173,9 +195,12 @@ def start_run(recipe: LmRecipe, data: Sequence[Path], exp: Path, world: World) -
         data=_names(data),
         dev=_names(Path(name) for name in recipe.dev),
         recogniser=str(recogniser.resolve()),
+        initial=None if initial is None else initial.model,
         environment=describe_environment(world),
     )
     task = LanguageTask(recipe, info, load_tokenizer(recogniser))
+    if initial is not None:
+        load_weights(task.network, Path(initial.model) / WEIGHTS)
     exp.mkdir(parents=True, exist_ok=True)
     task.tokenizer.save(exp)
     save_config(info, exp / RUN)
@@ -197,11 +222,11 @@ def open_run(exp: Path) -> LanguageTask:
     return LanguageTask(load_config(exp / RECIPE, LmRecipe), info, load_tokenizer(exp))
 
 
-def is_run(exp: Path, recipe: LmRecipe, data: Sequence[Path]) -> bool:
-    """Whether the run in `exp` is one of this recipe and text."""
-    return load_config(exp / RUN, LmRunInfo).data == _names(data) and (
-        load_config(exp / RECIPE, LmRecipe) == recipe
-    )
+def is_run(exp: Path, recipe: LmRecipe, data: Sequence[Path], initial: Initial | None) -> bool:
+    """Whether the run in `exp` is one of this recipe, text and first model."""
+    info = load_config(exp / RUN, LmRunInfo)
+    same = info.data == _names(data) and info.initial == (None if initial is None else initial.model)
+    return same and load_config(exp / RECIPE, LmRecipe) == recipe
 
 
 def _names(files: Iterable[Path]) -> tuple[str, ...]:

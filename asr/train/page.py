@@ -20,6 +20,7 @@ from asr.drawing import draw_recording
 from asr.recognizer import load
 from asr.score.report import alignment_lines, confusion_lines, summary_line, worst_first
 from asr.score.wer import UtteranceScore, WerReport
+from asr.train.environment import Environment
 from asr.train.metrics import read_log
 from asr.train.setup import RECIPE, RunSetup
 
@@ -45,21 +46,36 @@ class Drawn(NamedTuple):
 def write_page(exp: Path, setup: RunSetup, facts: Sequence[tuple[str, str]], dev: WerReport) -> Path:
     """Write the page of a run whose model is in `exp`; `facts` are what stands at the top."""
     ranked = worst_first(dev)
-    environment = setup.info.environment
+    return _write(
+        exp,
+        setup.info.environment,
+        title=setup.recipe.name,
+        synthetic=setup.info.synthetic,
+        facts=facts,
+        summary=summary_line(dev, setup.info.synthetic),
+        confusions=confusion_lines(dev, CONFUSIONS),
+        recordings=list(_drawings(exp, setup, ranked)),
+        alignments=alignment_lines(ranked[:ALIGNED]),
+    )
+
+
+def write_lm_page(
+    exp: Path, title: str, facts: Sequence[tuple[str, str]], environment: Environment, summary: str
+) -> Path:
+    """The same of a language model; `summary` says what was measured on dev."""
+    return _write(exp, environment, title=title, facts=facts, summary=summary)
+
+
+def _write(exp: Path, environment: Environment, **content: Any) -> Path:
+    """The page of `content`, and of what every run has."""
     template = resources.files(__package__).joinpath("templates", PAGE).read_text(encoding="utf-8")
     html = (
         jinja2.Environment(autoescape=True)
         .from_string(template)
         .render(
-            title=setup.recipe.name,
-            synthetic=setup.info.synthetic,
-            facts=facts,
+            **content,
             curves=_data_url(exp / "training.png"),
             skipped=_skipped(read_log(exp)),
-            summary=summary_line(dev, setup.info.synthetic),
-            confusions=confusion_lines(dev, CONFUSIONS),
-            recordings=list(_drawings(exp, setup, ranked)),
-            alignments=alignment_lines(ranked[:ALIGNED]),
             recipe=(exp / RECIPE).read_text(encoding="utf-8"),
             environment=[
                 ("hardware", environment.hardware),

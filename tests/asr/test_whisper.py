@@ -271,9 +271,7 @@ def test_an_encoder_of_another_size_is_refused(tmp_path: Path) -> None:
     save_file(hugging_face(), tmp_path / "model.safetensors")
     weights = read_whisper(tmp_path)
     assert whisper_size(weights) == (BINS, DIM, 1, LAYERS)
-    with pytest.raises(
-        ModelError, match=r"Whisper has \(16, 5, 3\), the encoder \(20, 5, 3\): set dim"
-    ):
+    with pytest.raises(ModelError, match=r"Whisper has \(16, 5, 3\), the encoder \(20, 5, 3\): set dim"):
         load_whisper(build(dim=20), weights)
     with pytest.raises(ModelError, match=r"layers.1.*the encoder nothing"):
         load_whisper(build(layers=1), weights)
