@@ -287,7 +287,9 @@ class Recognizer:
         """Tokens with their frames to text with times and confidences."""
         frame_s = 1.0 / self.network.encoder.frame_rate
         duration_s = samples_to_seconds(samples, self.sample_rate)
-        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated)
+        return make_transcript(
+            tokens, self.tokenizer, frame_s, duration_s, truncated, self._search_config.confidence
+        )
 
     @torch.inference_mode()
     def _at_once(self, samples: Tensor, lengths: Tensor) -> SearchResult:

@@ -24,9 +24,8 @@ from asr import state as states
 from asr.audio import Resampler, as_float
 from asr.endpoint import EndpointConfig, Rule
 from asr.errors import StreamingError
-from asr.lengths import samples_to_seconds
 from asr.search import Token
-from asr.transcript import Transcript, make_transcript
+from asr.transcript import Transcript
 from asr.vad import VoiceActivity
 
 if TYPE_CHECKING:
@@ -52,6 +51,10 @@ class Event:
     """Where its first token ends, in seconds of the stream; None without any."""
     last_end_s: float | None = None
     """Where its last token ends."""
+    settled: int = 0
+    """Tokens at the beginning of the utterance that will not change any more."""
+    labels: Callable[[int], list[int]] = lambda start: []
+    """Labels of the utterance from the token of this number on, as they are shown."""
 
     @cached_property
     def transcript(self) -> Transcript:
@@ -226,16 +229,18 @@ class Session:
     def _event(self, kind: Literal["partial", "final"], rule: Rule | None = None) -> Event:
         """The utterance as it is. Over hours, making the text at every step would cost more than hearing."""
         tokens, count, pending, truncated = self._tokens, len(self._tokens), self._pending, self._truncated
-        duration_s = samples_to_seconds(self._heard, self._recognizer.sample_rate)
+        heard = self._heard
 
         def make() -> Transcript:
-            shown = [*tokens[:count], *pending]
-            return make_transcript(shown, self._recognizer.tokenizer, self._frame_s, duration_s, truncated)
+            return self._recognizer.transcript([*tokens[:count], *pending], heard, truncated)
+
+        def labels(start: int) -> list[int]:
+            return _labels([*tokens[start:count], *pending[max(0, start - count) :]])
 
         first, last = (tokens or pending)[:1], (pending or tokens)[-1:]
         first_end_s = first[0].end_frame * self._frame_s if first else None
         last_end_s = last[0].end_frame * self._frame_s if last else None
-        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s)
+        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels)
 
 
 def _labels(tokens: Sequence[Token]) -> list[int]:

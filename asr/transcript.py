@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from asr.search import Token
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.text.tokenizer import Tokenizer
 
 
@@ -18,7 +18,7 @@ class TimedToken(NamedTuple):
     start_s: float
     end_s: float
     confidence: float
-    """Probability in 0..1."""
+    """In 0..1; by default its probability (asr.search.confidence)."""
 
 
 class Word(NamedTuple):
@@ -28,7 +28,7 @@ class Word(NamedTuple):
     start_s: float
     end_s: float
     confidence: float
-    """Geometric mean of its tokens' probabilities, in 0..1."""
+    """In 0..1; by default the geometric mean of its tokens' probabilities (asr.search.confidence)."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,17 @@ def make_transcript(
     frame_s: float,
     duration_s: float,
     truncated: int = 0,
+    confidence: ConfidenceConfig = PLAIN,
 ) -> Transcript:
-    """Tokens with their encoder frames of `frame_s` seconds to text."""
+    """Tokens with their encoder frames of `frame_s` seconds to text, with confidences as configured."""
     ids = [token.id for token in tokens]
     timed = tuple(
-        TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, math.exp(token.log_prob))
+        TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, confidence.of_token(token))
         for piece, token in zip(tokenizer.pieces(ids), tokens, strict=True)
     )
-    words = tuple(_word(span.text, tokens[span.start : span.stop], frame_s) for span in tokenizer.words(ids))
+    words = tuple(
+        _word(span.text, tokens[span.start : span.stop], frame_s, confidence) for span in tokenizer.words(ids)
+    )
     return Transcript(tokenizer.decode(ids), words, timed, duration_s, truncated)
 
 
@@ -72,6 +75,5 @@ def join(transcripts: Sequence[Transcript]) -> Transcript:
     )
 
 
-def _word(text: str, tokens: Sequence[Token], frame_s: float) -> Word:
-    log_prob = sum(token.log_prob for token in tokens) / len(tokens)
-    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, math.exp(log_prob))
+def _word(text: str, tokens: Sequence[Token], frame_s: float, confidence: ConfidenceConfig) -> Word:
+    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, confidence.of_word(tokens))

@@ -11,11 +11,13 @@ from asr.cli.options import (
     CHUNK_MS,
     BeamOption,
     BoostOption,
+    CalibrateOption,
     ChunkOption,
     HeadOption,
     HotwordsOption,
     LatencyOption,
     LmOption,
+    ReliabilityOption,
     SearchOption,
     parse_latency,
     search_settings,
@@ -43,6 +45,8 @@ def decode(
     hotwords: HotwordsOption = None,
     hotwords_boost: BoostOption = None,
     search: SearchOption = None,
+    calibrate: CalibrateOption = False,
+    reliability: ReliabilityOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -55,7 +59,16 @@ def decode(
     live_chunk_s = (chunk_ms or CHUNK_MS) / 1000 if live else None
     settings = tuple(search_settings(beam, lm, search, hotwords, hotwords_boost))
     options = Options(
-        normalization, batch_s, live_chunk_s, threads, device, parse_latency(latency), head, settings
+        normalization,
+        batch_s,
+        live_chunk_s,
+        threads,
+        device,
+        parse_latency(latency),
+        head,
+        settings,
+        calibrate,
+        reliability,
     )
     result = evaluate(exp, data, out, options)
     for line in result.lines:
