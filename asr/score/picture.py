@@ -139,7 +139,7 @@ def draw_reliability(path: Path | str, reports: Mapping[str, ConfidenceReport], 
     Of each report, by name: a point for every bin that has words, on the diagonal if its confidences are
     what they promise.
     """
-    figure = Figure(figsize=(4.6, 5.2), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.6, 5.6), dpi=80, layout="constrained", facecolor="white")
     share, count = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     share.plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--", label="_diagonal")
     for number, (name, report) in enumerate(reports.items()):
@@ -151,7 +151,7 @@ def draw_reliability(path: Path | str, reports: Mapping[str, ConfidenceReport], 
     share.set_ylabel("share of words right", color=INK)
     count.set_ylabel("words", color=INK)
     count.set_xlabel("confidence", color=INK)
-    share.legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper left")
+    figure.legend(frameon=False, labelcolor=INK, fontsize=8, loc="outside lower center")
     for axis in (share, count):
         _style(axis)
         axis.grid(True, color="#e3e5ee", lw=0.7)

@@ -96,7 +96,7 @@ def test_utterances_begin_anew() -> None:
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_a_live_stream(method, make_model, speech_like) -> None:
-    """Random bigrams, which change their mind about words when they hear the next ones."""
+    """The texts that were made of all labels say the same; what greedy search has said stays."""
     changed = 0
     for seed in range(2):
         model = load_model(make_model(seed=seed), "cpu")
@@ -115,4 +115,4 @@ def test_a_live_stream(method, make_model, speech_like) -> None:
         assert len(texts) > 5
         assert shown.stability == in_full(texts)
         changed += shown.stability.changed
-    assert (changed > 0) == (method == "beam")
+    assert changed == 0 or method == "beam"
