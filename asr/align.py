@@ -29,6 +29,7 @@ from asr.errors import AsrError, DataError, ManifestError
 from asr.recognizer import Recognizer, TimedToken, Transcript, Word
 from asr.search.align import Head, align, bytes_needed, choose_head, frames_needed
 from asr.text.normalize import normalizer
+from asr.transcript import make_transcript
 
 MAX_BYTES = 2 << 30
 """Memory that an alignment may take; the encoder's is not counted."""
@@ -96,7 +97,9 @@ def align_text(
     (found,) = align(network, head, encoded[None], lengths, [labels])
     if found.log_prob == -math.inf or math.isnan(found.log_prob):
         raise DataError(f"utterance {name}: the model gives the text the probability {found.log_prob}")
-    transcript = recognizer.transcript(found.tokens, len(samples))
+    # Probabilities as they are: what the search's confidences are fitted to is not what is known.
+    duration_s = len(samples) / recognizer.sample_rate
+    transcript = make_transcript(found.tokens, recognizer.tokenizer, frame_s, duration_s)
     return TextAlignment(
         _inside(_with_words(transcript, text)), tuple(t.log_prob for t in found.tokens), found.log_prob
     )

@@ -26,13 +26,17 @@ from asr.data.parts import find_part, open_part
 from asr.data.shards import SUFFIX
 from asr.errors import ManifestError
 from asr.lengths import seconds_to_samples
-from asr.live import feed, word_appearances
+from asr.live import ShownWords, feed, word_appearances
 from asr.progress import progress_bar
 from asr.recognizer import Latency, Recognizer, Transcript, load
 from asr.score.biasing import score_phrases
+from asr.score.confidence import confidence_lines, judge
 from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
 from asr.score.report import confusion_lines, summary_line, write_report
+from asr.score.stability import Stability
+from asr.score.times import measure_times
 from asr.score.wer import WerReport, score_pairs
+from asr.score.words import HeardWord
 from asr.text.hotwords import list_hotwords
 from asr.text.normalize import normalizer
 from asr.train.setup import RUN, RunInfo
@@ -58,6 +62,10 @@ class Options(NamedTuple):
     """Settings of the search, see `asr.recognizer.load`."""
     cut_hotwords: bool = False
     """Listen for phrases of each cut, its custom field `hotwords`, too."""
+    calibrate: bool = False
+    """Fit the temperature of confidences to the data."""
+    reliability: Path | None = None
+    """PNG file into which to draw the share of right words over confidence."""
 
     @property
     def suffix(self) -> str:
@@ -96,6 +104,8 @@ class Part(NamedTuple):
 
     decoded: list[Decoded]
     stats: StreamStats
+    stability: Stability = Stability()
+    """How often shown words changed, of live audio."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     synthetic = recognizer.config.synthetic or _is_synthetic(manifest)
     recordings = _read(manifest)
     out = out or exp / "decode" / f"{name}{options.suffix}"
-    decoded, stats = _decode(recognizer, recordings, out, options)
+    decoded, stats, stability = _decode(recognizer, recordings, out, options)
     report = score_pairs(
         {item.cut.id: cut_text(item.cut) for item in decoded},
         {item.cut.id: item.transcript.text for item in decoded},
@@ -141,7 +151,8 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     phrases = [phrase.text for phrase in recognizer.search_config.fusion.biasing.phrases()]
     own = {item.cut.id: _own_phrases(item.cut) for item in decoded} if options.cut_hotwords else {}
     measured = score_phrases(report, phrases, own).lines() if phrases or own else []
-    measured += _measured(recognizer, options, stats, latency)
+    measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
+    measured += [*_measured(recognizer, options, stats, latency), *stability.lines()]
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
@@ -181,7 +192,7 @@ def _read(manifest: Path) -> Recordings:
 
 def _decode(recognizer: Recognizer, recordings: Recordings, out: Path, options: Options) -> Part:
     """Recognise everything, with a progress display, into OUT/hyp.jsonl."""
-    decoded, stats = list[Decoded](), StreamStats()
+    decoded, stats, stability = list[Decoded](), StreamStats(), Stability()
     out.mkdir(parents=True, exist_ok=True)
     (out / "wer.txt").unlink(missing_ok=True)  # a report must never stand beside other hypotheses
     unfinished = out / "hyp.jsonl.part"
@@ -196,9 +207,10 @@ def _decode(recognizer: Recognizer, recordings: Recordings, out: Path, options: 
                 _write(file, item)
             decoded += part.decoded
             stats += part.stats
+            stability += part.stability
             display.advance(task, len(part.decoded))
     unfinished.replace(out / "hyp.jsonl")
-    return Part(decoded, stats)
+    return Part(decoded, stats, stability)
 
 
 def _decode_batches(recognizer: Recognizer, recordings: Recordings, options: Options) -> Iterator[Part]:
@@ -232,8 +244,11 @@ def _decode_live(recognizer: Recognizer, recordings: Recordings, options: Option
         chunks = (samples[i : i + size] for i in range(0, len(samples), size))
         hotwords = _hotwords(cut) if options.cut_hotwords else ()
         updates = list(feed(recognizer, chunks, recognizer.sample_rate, hotwords=hotwords))
+        shown = ShownWords(recognizer.tokenizer)
+        for update in updates:
+            shown.see(update.event)
         last = updates[-1]
-        yield Part([Decoded(cut, last.transcript, word_appearances(updates))], last.stats)
+        yield Part([Decoded(cut, last.transcript, word_appearances(updates))], last.stats, shown.stability)
 
 
 def _hotwords(cut: Any) -> Sequence[str]:
@@ -254,11 +269,27 @@ def _latency(decoded: list[Decoded]) -> LatencyReport | None:
     """Delays against the manifest's word alignments; None if there are none."""
     timings = []
     for item in decoded:
-        aligned = [word for s in item.cut.supervisions for word in (s.alignment or {}).get("word", [])]
-        if aligned:
-            ends_s = sorted(word.end for word in aligned)
+        if aligned := _aligned(item.cut):
+            ends_s = sorted(word.end_s for word in aligned)
             timings.append(UtteranceTiming(ends_s, item.appeared_s, item.cut.id))
     return measure_latency(timings) if timings else None
+
+
+def _aligned(cut: Any) -> list[HeardWord]:
+    """Words with their times, from the manifest's alignments."""
+    words = [word for s in cut.supervisions for word in (s.alignment or {}).get("word", [])]
+    return [HeardWord(word.symbol, word.start, word.end) for word in sorted(words, key=lambda w: w.start)]
+
+
+def _words_measured(
+    recognizer: Recognizer, decoded: list[Decoded], report: WerReport, options: Options, title: str
+) -> list[str]:
+    """Quality of confidences, and of times where the manifest's alignments say when words were spoken."""
+    heard = {item.cut.id: [HeardWord(*word) for word in item.transcript.words] for item in decoded}
+    temperature = recognizer.search_config.confidence.temperature
+    lines = confidence_lines(judge(report, heard), title, options.calibrate, options.reliability, temperature)
+    truth = {item.cut.id: aligned for item in decoded if (aligned := _aligned(item.cut))}
+    return lines + (measure_times(report, heard, truth).lines() if truth else [])
 
 
 def _measured(

@@ -25,6 +25,8 @@ from asr.errors import AsrError
 from asr.interrupt import Interrupt
 from asr.recognizer import Event, Recognizer, Transcript
 from asr.score.latency import StreamStats
+from asr.score.stability import Stability, compare
+from asr.text.tokenizer import Tokenizer
 from asr.vad import VoiceActivity
 
 
@@ -156,6 +158,39 @@ class _Watch:
             response = Response(self._shown_s - first_end_s, heard_s - last_end_s, factor)
         self._shown_s, self._before = None, stats
         return Update(event, heard_s, stats, response)
+
+
+class ShownWords:
+    """Watches the words of a stream change, event by event (asr.score.stability).
+
+    Only what follows the last word that begins in settled labels is made into words again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.stability = Stability()
+        """Of the utterances so far; the open one has no final words yet."""
+        self._tokenizer = tokenizer
+        self._begin()
+
+    def _begin(self) -> None:
+        self._from, self._words, self._settled, self._changed = 0, list[str](), 0, False
+
+    def see(self, event: Event) -> None:
+        """The next event."""
+        spans = self._tokenizer.words(event.labels(self._from))
+        words = [span.text for span in spans]
+        change = compare(self._words, words)
+        self._changed = self._changed or change.changed > 0
+        self.stability += Stability(changed=change.changed, grown=change.grown)
+        if event.kind == "final":
+            final = self._settled + len(words)
+            self.stability += Stability(final=final, utterances=1, unstable=int(self._changed))
+            self._begin()
+            return
+        begun = sum(span.start < event.settled - self._from for span in spans)
+        complete = max(0, begun - 1)
+        self._words, self._settled = words[complete:], self._settled + complete
+        self._from += spans[complete].start if complete else 0
 
 
 def word_appearances(updates: Sequence[Update]) -> list[float]:

@@ -350,8 +350,8 @@ class Recognizer:
         """Tokens with their frames to text with times and confidences, and search.nbest of a list."""
         frame_s = 1.0 / self.network.encoder.frame_rate
         duration_s = samples_to_seconds(samples, self.sample_rate)
-        told = n_best[: self._search_config.nbest]
-        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated, told)
+        told, confidence = n_best[: self._search_config.nbest], self._search_config.confidence
+        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated, told, confidence)
 
     @torch.inference_mode()
     def _at_once(

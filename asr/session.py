@@ -53,6 +53,10 @@ class Event:
     """Where its first token ends, in seconds of the stream; None without any."""
     last_end_s: float | None = None
     """Where its last token ends."""
+    settled: int = 0
+    """Tokens at the beginning of the utterance that will not change any more."""
+    labels: Callable[[int], list[int]] = lambda start: []
+    """Labels of the utterance from the token of this number on, as they are shown."""
 
     @cached_property
     def transcript(self) -> Transcript:
@@ -250,10 +254,13 @@ class Session:
         def make() -> Transcript:
             return self._recognizer.transcript([*tokens[:count], *pending], heard, truncated, n_best)
 
+        def labels(start: int) -> list[int]:
+            return _labels([*tokens[start:count], *pending[max(0, start - count) :]])
+
         first, last = (tokens or pending)[:1], (pending or tokens)[-1:]
         first_end_s = first[0].end_frame * self._frame_s if first else None
         last_end_s = last[0].end_frame * self._frame_s if last else None
-        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s)
+        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels)
 
 
 def _check_whole(recognizer: Recognizer, endpoint: EndpointConfig | None) -> None:

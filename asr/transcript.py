@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from asr.search import Token
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.second_pass import Ranked
 from asr.text.tokenizer import Tokenizer
 
@@ -19,7 +20,7 @@ class TimedToken(NamedTuple):
     start_s: float
     end_s: float
     confidence: float
-    """Probability in 0..1."""
+    """In 0..1; by default its probability (asr.search.confidence)."""
 
 
 class Word(NamedTuple):
@@ -29,7 +30,7 @@ class Word(NamedTuple):
     start_s: float
     end_s: float
     confidence: float
-    """Geometric mean of its tokens' probabilities, in 0..1."""
+    """In 0..1; by default the geometric mean of its tokens' probabilities (asr.search.confidence)."""
 
 
 class Alternative(NamedTuple):
@@ -73,14 +74,20 @@ def make_transcript(
     duration_s: float,
     truncated: int = 0,
     n_best: Sequence[Ranked] = (),
+    confidence: ConfidenceConfig = PLAIN,
 ) -> Transcript:
-    """Tokens with their encoder frames of `frame_s` seconds to text, and the alternatives to tell of."""
+    """Tokens with their encoder frames of `frame_s` seconds to text, and the alternatives to tell of.
+
+    Confidences are as configured.
+    """
     ids = [token.id for token in tokens]
     timed = tuple(
-        TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, math.exp(token.log_prob))
+        TimedToken(piece, token.frame * frame_s, token.end_frame * frame_s, confidence.of_token(token))
         for piece, token in zip(tokenizer.pieces(ids), tokens, strict=True)
     )
-    words = tuple(_word(span.text, tokens[span.start : span.stop], frame_s) for span in tokenizer.words(ids))
+    words = tuple(
+        _word(span.text, tokens[span.start : span.stop], frame_s, confidence) for span in tokenizer.words(ids)
+    )
     alternatives = tuple(_alternative(ranked, tokenizer) for ranked in n_best)
     return Transcript(tokenizer.decode(ids), words, timed, duration_s, truncated, alternatives)
 
@@ -111,6 +118,5 @@ def _alternative(ranked: Ranked, tokenizer: Tokenizer) -> Alternative:
     return Alternative(text, score, hypothesis.log_prob, hypothesis.fused, *others)
 
 
-def _word(text: str, tokens: Sequence[Token], frame_s: float) -> Word:
-    log_prob = sum(token.log_prob for token in tokens) / len(tokens)
-    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, math.exp(log_prob))
+def _word(text: str, tokens: Sequence[Token], frame_s: float, confidence: ConfidenceConfig) -> Word:
+    return Word(text, tokens[0].frame * frame_s, tokens[-1].end_frame * frame_s, confidence.of_word(tokens))

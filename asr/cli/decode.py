@@ -11,12 +11,14 @@ from asr.cli.options import (
     CHUNK_MS,
     BeamOption,
     BoostOption,
+    CalibrateOption,
     ChunkOption,
     HeadOption,
     HotwordsOption,
     LatencyOption,
     LmOption,
     NbestOption,
+    ReliabilityOption,
     SearchOption,
     parse_latency,
     search_settings,
@@ -48,6 +50,8 @@ def decode(
     cut_hotwords: Annotated[
         bool, typer.Option("--cut-hotwords", help="Also listen for each cut's custom field `hotwords`.")
     ] = False,
+    calibrate: CalibrateOption = False,
+    reliability: ReliabilityOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
@@ -69,6 +73,8 @@ def decode(
         head,
         settings,
         cut_hotwords,
+        calibrate,
+        reliability,
     )
     result = evaluate(exp, data, out, options)
     for line in result.lines:

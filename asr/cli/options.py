@@ -78,6 +78,14 @@ StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
 ]
 
+CalibrateOption = Annotated[
+    bool,
+    typer.Option("--calibrate", help="On a dev set: fit the temperature of confidences, say what to set."),
+]
+ReliabilityOption = Annotated[
+    Path | None, typer.Option("--reliability", help="Draw the share of right words over confidence: a PNG.")
+]
+
 
 def search_settings(
     beam: int | None,

@@ -58,7 +58,7 @@ def stream(
     import torch
 
     from asr.interrupt import Interrupt
-    from asr.live import feed
+    from asr.live import ShownWords, feed
     from asr.recognizer import load
 
     if threads:
@@ -71,11 +71,13 @@ def stream(
     with Interrupt() as interrupt, source as blocks:
         if mic:
             print("listening; Ctrl-C ends", file=sys.stderr)
-        last = None
+        last, words = None, ShownWords(recognizer.tokenizer)
         for last in feed(recognizer, blocks, rate, endpoint=endpoint, voice=voice, interrupt=interrupt):
             show(last, stats)
+            if stats:
+                words.see(last.event)
     if stats and last is not None:
-        print(last.stats, file=sys.stderr)
+        print(last.stats, *words.stability.lines(), sep="\n", file=sys.stderr)
 
 
 def show(update: Update, stats: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from asr.errors import AsrError
-    from asr.live import Update
+    from asr.live import ShownWords, Update
     from asr.recognizer import Recognizer, Transcript
 
 
@@ -53,7 +53,7 @@ def transcribe(
 ) -> None:
     """Transcribe recordings. Results go to stdout, partial results to stderr."""
     from asr.errors import ConfigError
-    from asr.live import feed_file
+    from asr.live import ShownWords, feed_file
     from asr.recognizer import load
 
     _check_one(files, format, picture)
@@ -85,7 +85,8 @@ def transcribe(
     for file in files:
         if live:
             voice = options.voice_of(vad, recognizer.sample_rate)
-            heard = _live(partial(feed, file, voice=voice), stats)
+            shown = ShownWords(recognizer.tokenizer) if stats else None
+            heard = _live(partial(feed, file, voice=voice), shown)
         else:
             heard = _whole(recognizer, file)
         _report(heard, file, format)
@@ -125,8 +126,11 @@ def _whole(recognizer: Recognizer, file: Path) -> _Heard:
         return _Heard(None, error)
 
 
-def _live(feed: Callable[..., Iterator[Update]], stats: bool) -> _Heard:
-    """Show a file that is fed as live audio as it is heard; all its utterances as one transcript."""
+def _live(feed: Callable[..., Iterator[Update]], words: ShownWords | None) -> _Heard:
+    """Show a file that is fed as live audio as it is heard; all its utterances as one transcript.
+
+    With `words`, which watches them change, say how soon each was answered, and the speed.
+    """
     from asr.errors import AsrError
     from asr.interrupt import Interrupt
     from asr.transcript import join
@@ -142,12 +146,14 @@ def _live(feed: Callable[..., Iterator[Update]], stats: bool) -> _Heard:
                 if last.final:
                     finals.append(last.transcript)
                     shown = ""
-                if stats and last.response is not None:
+                if words is not None:
+                    words.see(last.event)
+                if words is not None and last.response is not None:
                     print(f"  {last.response}", file=sys.stderr)
         except AsrError as error:
             failure = error
-    if stats and last is not None:
-        print(last.stats, file=sys.stderr)
+    if words is not None and last is not None:
+        print(last.stats, *words.stability.lines(), sep="\n", file=sys.stderr)
     return _Heard(join(finals) if finals else None, failure, interrupt.requested)
 
 

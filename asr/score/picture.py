@@ -2,7 +2,8 @@
 
 `draw_transcript` shows, from top to bottom, the tokens at their emission times, the log-mel features, and the
 words as bars from start to end, darker where the model was more confident. `draw_training` shows loss,
-learning rate, gradient norm and dev word error rate over steps.
+learning rate, gradient norm and dev word error rate over steps. `draw_reliability` shows how many words were
+right of those of each confidence.
 
 matplotlib is used through Figure and the Agg canvas, never pyplot, so drawing works in threads and without a
 display and leaves nothing behind.
@@ -27,6 +28,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr.config import write_atomically
+from asr.score.confidence import ConfidenceReport
 from asr.text.tokenizer import BOUNDARY
 
 DPI = 150
@@ -131,6 +133,33 @@ def draw_training(path: Path | str, records: Iterable[Mapping[str, Any]], title:
     _finish_curves(norm, "gradient norm")
     rate.set_xlabel("step", color=INK)
     norm.set_xlabel("step", color=INK)
+    _draw_title(figure, title, synthetic=False)
+    _save(figure, path)
+
+
+def draw_reliability(path: Path | str, reports: Mapping[str, ConfidenceReport], title: str) -> None:
+    """Draw the share of right words over their confidence, and how many words there are, into a PNG file.
+
+    Of each report, by name: a point for every bin that has words, on the diagonal if its confidences are
+    what they promise.
+    """
+    figure = Figure(figsize=(4.6, 5.6), dpi=80, layout="constrained", facecolor="white")
+    share, count = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    share.plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--", label="_diagonal")
+    for number, (name, report) in enumerate(reports.items()):
+        color, bins = CURVES[number % len(CURVES)], [b for b in report.bins if b.words]
+        share.plot([b.confidence for b in bins], [b.right for b in bins], color=color, marker="o", label=name)
+        edges = np.linspace(0, 1, len(report.bins) + 1)
+        count.stairs([b.words for b in report.bins], edges, color=color, lw=1.4)
+    share.set(xlim=(0, 1), ylim=(0, 1))
+    share.set_ylabel("share of words right", color=INK)
+    count.set_ylabel("words", color=INK)
+    count.set_xlabel("confidence", color=INK)
+    figure.legend(frameon=False, labelcolor=INK, fontsize=8, loc="outside lower center")
+    for axis in (share, count):
+        _style(axis)
+        axis.grid(True, color="#e3e5ee", lw=0.7)
+        axis.set_axisbelow(True)
     _draw_title(figure, title, synthetic=False)
     _save(figure, path)
 

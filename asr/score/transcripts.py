@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from asr.errors import ManifestError
+from asr.score.words import HeardWord
 
 MAX_LINE_BYTES = 16_000_000
 """A cut of a day-long recording with all its supervisions stays below this."""
@@ -35,11 +36,18 @@ class TranscriptLine(NamedTuple):
     id: str
     text: str
     speaker: str | None
+    words: tuple[HeardWord, ...] = ()
+    """With times and confidences, where the file has them as our hyp.jsonl does."""
 
 
 def read_transcripts(path: Path | str) -> dict[str, str]:
     """Return the text of every utterance by id, in file order; raises ManifestError naming file and line."""
     return {line.id: line.text for line in read_transcript_lines(path)}
+
+
+def read_words(path: Path | str) -> dict[str, tuple[HeardWord, ...]]:
+    """Return the words of every utterance that has some; raises ManifestError naming file and line."""
+    return {line.id: line.words for line in read_transcript_lines(path) if line.words}
 
 
 def read_speakers(path: Path | str) -> dict[str, str]:
@@ -116,13 +124,29 @@ def _json(line: str, number: int) -> TranscriptLine:
     if not isinstance(name, str) or not name:
         raise ValueError(f"expected an id, found {name!r}; every line needs one")
     if "text" in entry:
-        return TranscriptLine(name, _text(entry["text"]), _speaker(entry.get("speaker")))
+        return TranscriptLine(
+            name, _text(entry["text"]), _speaker(entry.get("speaker")), _words(entry.get("words"))
+        )
     if not ({"supervisions", "tracks"} & entry.keys()):
         raise ValueError(f"expected text or supervisions, found only {', '.join(map(str, entry))}")
     supervisions = _supervisions(entry)
     texts = [_text(supervision.get("text")) for supervision in supervisions]
     speakers = {_speaker(supervision.get("speaker")) for supervision in supervisions}
     return TranscriptLine(name, " ".join(filter(None, texts)), speakers.pop() if len(speakers) == 1 else None)
+
+
+def _words(value: object) -> tuple[HeardWord, ...]:
+    """Words as our hyp.jsonl has them; other programs write other things under this name."""
+    try:
+        words = [HeardWord(*(w[name] for name in HeardWord._fields)) for w in cast(Any, value or ())]
+    except (TypeError, KeyError):
+        return ()
+    known = all(isinstance(word.text, str) and _is_share(word.confidence) for word in words)
+    return tuple(words) if known else ()
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _supervisions(cut: dict[str, Any]) -> list[dict[str, Any]]:

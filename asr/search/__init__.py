@@ -10,6 +10,7 @@ from asr.config import Config
 from asr.errors import ConfigError
 from asr.lms import Scorer
 from asr.search.beam import BeamSearch
+from asr.search.confidence import ConfidenceConfig
 from asr.search.ctc import CtcGreedySearch
 from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.greedy import GreedySearch
@@ -38,6 +39,8 @@ class SearchConfig(Config):
     """Most labels per encoder frame (transducer)."""
     fusion: FusionConfig = FusionConfig()
     """What takes part beside the recogniser (beam). Validation in training goes without."""
+    confidence: ConfidenceConfig = ConfidenceConfig()
+    """How sure of words a transcript says it is."""
     rescore: RescoreWeights = RescoreWeights()
     """How much the heads count when the hypotheses that are left are ranked at the end (beam)."""
     mbr: float | None = Field(None, ge=0)
@@ -65,13 +68,17 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
         if not model.has_transducer:
             raise ConfigError("search.head=transducer: this model has only a CTC head; use search.head=ctc")
         if config.method == "beam":
-            return BeamSearch(model, config.beam, config.max_symbols, config.margin, scorer)
-        return GreedySearch(model, config.max_symbols)
+            return BeamSearch(
+                model, config.beam, config.max_symbols, config.margin, scorer, config.confidence
+            )
+        return GreedySearch(model, config.max_symbols, confidence=config.confidence)
     if model.ctc is None:
         raise ConfigError("search.head=ctc: this model has no CTC head; use search.head=transducer")
     if config.method == "beam":
-        return CtcBeamSearch(model, config.beam, margin=config.margin, scorer=scorer)
-    return CtcGreedySearch(model)
+        return CtcBeamSearch(
+            model, config.beam, margin=config.margin, scorer=scorer, confidence=config.confidence
+        )
+    return CtcGreedySearch(model, config.confidence)
 
 
 def build_second_pass(config: SearchConfig, model: Transducer, tokenizer: Tokenizer) -> SecondPass | None:
@@ -91,6 +98,7 @@ def build_second_pass(config: SearchConfig, model: Transducer, tokenizer: Tokeni
 
 __all__ = [
     "BeamSearch",
+    "ConfidenceConfig",
     "CtcBeamSearch",
     "CtcGreedySearch",
     "FusionConfig",

@@ -23,6 +23,7 @@ from torch import Tensor
 from asr import state as states
 from asr.lms.base import Scorer
 from asr.search.arena import HASH_BASE, NOTHING, Active, Arena, Rows, Waiting, best
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
@@ -70,14 +71,18 @@ class BeamSearch:
         max_symbols: int = 8,
         margin: float = 10.0,
         scorer: Scorer | None = None,
+        confidence: ConfidenceConfig = PLAIN,
     ) -> None:
-        """`margin`: hypotheses this far (nats) below the best of their stream are given up."""
+        """`margin`: hypotheses this far (nats) below the best of their stream are given up.
+
+        `confidence`: what the tokens' is.
+        """
         assert model.has_transducer
         assert beam >= 1
         assert max_symbols >= 1
         self.model, self.beam, self.max_symbols, self.margin = model, beam, max_symbols, margin
         self.scorer = scorer if scorer is not None else Fusion(model.vocab_size)
-        self.moves = MoveTable(model.topology, model.vocab_size)
+        self.moves = MoveTable(model.topology, model.vocab_size, confidence)
         self._capacity = capacity(max_symbols)
 
     @torch.inference_mode()
@@ -317,9 +322,10 @@ class BeamSearch:
         fused = active.fused.gather(1, source) + added.gather(1, source * vocab + label)
         fused = fused.masked_fill(log_prob == NOTHING, 0)
         spoken = moves.symbols.flatten(1).gather(1, source * vocab + label)
+        sure = moves.confidences.flatten(1).gather(1, source * vocab + label)
         parents = active.nodes.gather(1, source)
         first = number[:, None].expand_as(label)
-        nodes = histories.extend(parents, label, first, first + frames.clamp(min=1), spoken)
+        nodes = histories.extend(parents, label, first, first + frames.clamp(min=1), spoken, sure)
         offsets = self.beam * torch.arange(len(source), device=source.device)[:, None]
         rows = self._say(states.select(active.rows, (offsets + source).flatten()), label.flatten())
         pointers = arena.add(rows, nodes)

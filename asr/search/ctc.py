@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.hypothesis import SearchOutput, Settled, Token
 from asr.transducer import Transducer
 
@@ -27,6 +28,8 @@ class CtcState:
     """(B,) int64 first frame of the run."""
     log_prob: Tensor
     """(B,) float32, of the run's most certain frame."""
+    log_confidence: Tensor
+    """(B,) float32 logarithm of the confidence there."""
     frame: Tensor
     """(B,) int64 frames searched so far."""
 
@@ -34,33 +37,37 @@ class CtcState:
 class CtcGreedySearch:
     """Best path decoding of the CTC head; see asr.search.hypothesis.Search."""
 
-    def __init__(self, model: Transducer) -> None:
+    def __init__(self, model: Transducer, confidence: ConfidenceConfig = PLAIN) -> None:
         assert model.ctc is not None
-        self.model = model
+        self.model, self.confidence = model, confidence
 
     def initial_state(self, batch: int, device: torch.device | None = None) -> CtcState:
         """State of `batch` streams that have heard nothing."""
         zeros = torch.zeros(batch, dtype=torch.int64, device=device)
         blanks = torch.full_like(zeros, self.model.blank)
-        return CtcState(blanks, zeros, torch.zeros(batch, device=device), zeros)
+        nothing = torch.zeros(batch, device=device)
+        return CtcState(blanks, zeros, nothing, nothing, zeros)
 
     @torch.inference_mode()
     def __call__(self, encoded: Tensor, lengths: Tensor, state: CtcState) -> SearchOutput:
         """Search the next encoder frames (B, T', E) of every stream."""
         assert self.model.ctc is not None
-        log_probs, labels = self.model.ctc(encoded).float().log_softmax(dim=-1).max(dim=-1)
+        symbols = self.model.ctc(encoded).float().log_softmax(dim=-1)
+        log_probs, labels = symbols.max(dim=-1)
+        sure = self.confidence.log_confidences(symbols).gather(-1, labels[..., None])[..., 0]
         tokens: list[list[Token]] = []
         open_runs: list[Token] = []
         for stream, run in enumerate(self._runs(state)):
             length, found = int(lengths[stream]), []
-            path = zip(labels[stream, :length].tolist(), log_probs[stream, :length].tolist(), strict=True)
-            for label, log_prob in path:
+            columns = (x[stream, :length].tolist() for x in (labels, log_probs, sure))
+            for label, *certain in zip(*columns, strict=True):
                 if label == run.id:
-                    run = run._replace(end_frame=run.end_frame + 1, log_prob=max(run.log_prob, log_prob))
+                    most = max((run.log_prob, run.log_sure), tuple(certain))
+                    run = Token(label, run.frame, run.end_frame + 1, *most)
                     continue
                 if run.id != self.model.blank:
                     found.append(run)
-                run = Token(label, run.end_frame, run.end_frame + 1, log_prob)
+                run = Token(label, run.end_frame, run.end_frame + 1, *certain)
             tokens.append(found)
             open_runs.append(run)
         device = labels.device
@@ -68,6 +75,7 @@ class CtcGreedySearch:
             torch.tensor([run.id for run in open_runs], dtype=torch.int64, device=device),
             torch.tensor([run.frame for run in open_runs], dtype=torch.int64, device=device),
             torch.tensor([run.log_prob for run in open_runs], device=device),
+            torch.tensor([run.log_sure for run in open_runs], device=device),
             state.frame + lengths,
         )
         return SearchOutput(tokens, new, [0] * len(tokens))
@@ -93,5 +101,5 @@ class CtcGreedySearch:
         return state.frame
 
     def _runs(self, state: CtcState) -> list[Token]:
-        columns = (state.label, state.start, state.frame, state.log_prob)
+        columns = (state.label, state.start, state.frame, state.log_prob, state.log_confidence)
         return [Token(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -27,6 +27,7 @@ from torch import Tensor
 from asr import state as states
 from asr.lms.base import Scorer
 from asr.search.arena import NOTHING
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
@@ -70,15 +71,17 @@ class CtcBeamSearch:
         candidates: int = 32,
         margin: float = 10.0,
         scorer: Scorer | None = None,
+        confidence: ConfidenceConfig = PLAIN,
     ) -> None:
         """`candidates`: the most probable labels of a frame, which may extend a prefix by one.
 
-        `margin`: prefixes this far (nats) below the best of their stream are given up.
+        `margin`: prefixes this far (nats) below the best of their stream are given up. `confidence`: what
+        the tokens' is.
         """
         assert model.ctc is not None
         assert beam >= 1
         assert candidates >= 1
-        self.model, self.beam, self.margin = model, beam, margin
+        self.model, self.beam, self.margin, self.confidence = model, beam, margin, confidence
         self.candidates = min(candidates, model.vocab_size - 1)
         self.scorer = scorer if scorer is not None else Fusion(model.vocab_size)
         self._capacity = capacity(1)
@@ -110,6 +113,7 @@ class CtcBeamSearch:
             torch.full_like(zeros, NEVER),
             zeros,
             torch.zeros_like(blank, dtype=torch.float32),
+            torch.zeros_like(blank, dtype=torch.float32),
         )
         tails = pack([[[]] * (2 * width) for _ in range(batch)], self._capacity, device)
         return CtcBeamState(prefixes, states.unflatten(rows, batch, self.beam), tails, zeros[:, 0].clone())
@@ -120,6 +124,7 @@ class CtcBeamSearch:
         assert self.model.ctc is not None
         batch, device = encoded.shape[0], encoded.device
         log_probs = self.model.ctc(encoded).float().log_softmax(dim=-1).double()
+        confidences = self.confidence.log_confidences(log_probs)
         labels = log_probs.index_fill(-1, torch.tensor([self.model.blank], device=device), NOTHING)
         candidates = labels.topk(self.candidates, dim=-1).indices
         prefixes, rows, number = state.prefixes, states.flatten(state.rows), state.frame
@@ -129,7 +134,7 @@ class CtcBeamSearch:
         begin, ends = state.frame.tolist(), lengths.tolist()
         for t in range(max(ends, default=0)):
             present = t < lengths
-            frame = Frame(log_probs[:, t], candidates[:, t], number)
+            frame = Frame(log_probs[:, t], confidences[:, t], candidates[:, t], number)
             step, any_left = best_of(
                 self._step(prefixes, rows, nodes, frame, histories), self.beam, self.margin
             )
@@ -227,7 +232,9 @@ class CtcBeamSearch:
         """All prefixes that the frame leads to: the K that are there, then K times C that are longer."""
         blank_node, label_node = nodes.chunk(2, dim=1)
         number = frame.number[:, None].expand_as(prefixes.last)
-        closed = histories.extend(label_node, prefixes.last, prefixes.start, number, prefixes.certain)
+        closed = histories.extend(
+            label_node, prefixes.last, prefixes.start, number, prefixes.certain, prefixes.sure
+        )
         any_node = torch.where(prefixes.open, closed, blank_node)
         equal, added = equal_parents(prefixes), rows.next.view(*prefixes.last.shape, -1)
         stayed = stay(prefixes, any_node, label_node, frame)
@@ -285,7 +292,7 @@ class CtcBeamSearch:
     def _waiting(self, state: CtcBeamState) -> list[list[list[Token]]]:
         """What each prefix has said beyond what was given out, on its best path, its open run included."""
         prefixes, tails = state.prefixes, unpack(state.tails)
-        columns = (prefixes.open, prefixes.last, prefixes.start, prefixes.certain)
+        columns = (prefixes.open, prefixes.last, prefixes.start, prefixes.certain, prefixes.sure)
         found = []
         for halves, end, *row in zip(
             tails, state.frame.tolist(), *(x.tolist() for x in columns), strict=True
@@ -293,8 +300,8 @@ class CtcBeamSearch:
             runs = zip(halves[: self.beam], halves[self.beam :], *row, strict=True)
             found.append(
                 [
-                    [*label, Token(last, start, end, certain)] if is_open else blank
-                    for blank, label, is_open, last, start, certain in runs
+                    [*label, Token(last, start, end, *certain)] if is_open else blank
+                    for blank, label, is_open, last, start, *certain in runs
                 ]
             )
         return found

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.hypothesis import SearchOutput, Settled, Token, in_columns
 from asr.search.label_graph import LabelGraphs
 from asr.search.label_loop import Emissions, LabelLoop, Streams
@@ -47,17 +48,23 @@ class GreedySearch:
     """Greedy search with a transducer; see asr.search.hypothesis.Search.
 
     `window`: frames that a stream looks ahead. `graphs`: record the steps in CUDA graphs, on a GPU outside
-    autocast. Neither has an influence on what is found.
+    autocast. Neither has an influence on what is found, nor has `confidence`, what the tokens' is.
     """
 
     def __init__(
-        self, model: Transducer, max_symbols: int = 8, window: int = WINDOW, *, graphs: bool = True
+        self,
+        model: Transducer,
+        max_symbols: int = 8,
+        window: int = WINDOW,
+        *,
+        graphs: bool = True,
+        confidence: ConfidenceConfig = PLAIN,
     ) -> None:
         assert model.has_transducer
         assert max_symbols >= 1
         assert window >= 1
         self.model, self.max_symbols = model, max_symbols
-        self.loop = LabelLoop(model, max_symbols, window)
+        self.loop = LabelLoop(model, max_symbols, window, confidence)
         self.graphs = LabelGraphs(self.loop) if graphs else None
 
     @torch.inference_mode()
@@ -121,6 +128,7 @@ def _tokens(found: Emissions, before: Tensor) -> list[list[Token]]:
     start = found.position + before[:, None]
     end = start + (1 if found.consumed is None else found.consumed.clamp(min=1))
     where = found.emits.flatten().nonzero()[:, 0]
-    columns = (x.flatten()[where].tolist() for x in (found.label, start, end, found.log_prob))
-    tokens = map(Token, *columns)
+    columns = [found.label, start, end, found.log_prob]
+    columns += [] if found.log_confidence is None else [found.log_confidence]
+    tokens = map(Token, *(x.flatten()[where].tolist() for x in columns))
     return [list(islice(tokens, count)) for count in found.emits.sum(dim=1).tolist()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Tails:
     frames: Tensor
     """(B, K, L, 2) int64: first frame, and first that is no longer part of the label."""
     log_probs: Tensor
-    """(B, K, L) float32."""
+    """(B, K, L, 2) float32: log-probability, and logarithm of the confidence."""
     lengths: Tensor
     """(B, K) int64."""
 
@@ -61,7 +61,7 @@ def pack(tails: TokenLists, size: int, device: torch.device | None = None) -> Ta
     batch, width = len(tails), len(tails[0]) if tails else 0
     labels = torch.zeros(batch, width, size, dtype=torch.int64)
     frames = torch.zeros(batch, width, size, 2, dtype=torch.int64)
-    log_probs = torch.zeros(batch, width, size)
+    log_probs = torch.zeros(batch, width, size, 2)
     lengths = torch.tensor([[len(tail) for tail in row] for row in tails]).reshape(batch, width)
     for b, row in enumerate(tails):
         for k, tail in enumerate(row):
@@ -69,19 +69,19 @@ def pack(tails: TokenLists, size: int, device: torch.device | None = None) -> Ta
                 n = len(tail)
                 labels[b, k, :n] = torch.tensor([token.id for token in tail])
                 frames[b, k, :n] = torch.tensor([[token.frame, token.end_frame] for token in tail])
-                log_probs[b, k, :n] = torch.tensor([token.log_prob for token in tail])
+                log_probs[b, k, :n] = torch.tensor([[token.log_prob, token.log_sure] for token in tail])
     return Tails(labels.to(device), frames.to(device), log_probs.to(device), lengths.to(device))
 
 
 def unpack(tails: Tails) -> TokenLists:
     """Tensors to lists."""
     longest = int(tails.lengths.max()) if tails.lengths.numel() else 0
-    labels, log_probs = tails.labels[..., :longest].tolist(), tails.log_probs[..., :longest].tolist()
-    frames = tails.frames[:, :, :longest].tolist()
+    labels = tails.labels[..., :longest].tolist()
+    frames, log_probs = (x[:, :, :longest].tolist() for x in (tails.frames, tails.log_probs))
 
     def tail(b: int, k: int, n: int) -> list[Token]:
         columns = zip(labels[b][k][:n], frames[b][k][:n], log_probs[b][k][:n], strict=True)
-        return [Token(label, begin, end, log_prob) for label, (begin, end), log_prob in columns]
+        return [Token(label, begin, end, *log_probs) for label, (begin, end), log_probs in columns]
 
     return [[tail(b, k, n) for k, n in enumerate(row)] for b, row in enumerate(tails.lengths.tolist())]
 
@@ -98,12 +98,15 @@ class Histories:
         return (-1 - torch.arange(width, device=device)).expand(batch, width)
 
     def extend(
-        self, parents: Tensor, labels: Tensor, frames: Tensor, ends: Tensor, log_probs: Tensor
+        self, parents: Tensor, labels: Tensor, frames: Tensor, ends: Tensor, log_probs: Tensor, sure: Tensor
     ) -> Tensor:
-        """Nodes (B, K) of hypotheses with nodes `parents`, each with one more label; all arguments (B, K)."""
+        """Nodes (B, K) of hypotheses with nodes `parents`, each with one more label; all arguments (B, K).
+
+        sure: logarithm of the confidence in the label.
+        """
         batch, width = parents.shape
         begin = sum(column[0].shape[1] for column in self._columns)
-        self._columns.append((parents, labels, frames, ends, log_probs))
+        self._columns.append((parents, labels, frames, ends, log_probs, sure))
         return torch.arange(begin, begin + width, device=parents.device).expand(batch, width)
 
     def follow(self, nodes: Tensor, alive: Tensor) -> None:
@@ -120,11 +123,11 @@ class Histories:
         ]
         self._columns = []
 
-    def _path(self, stream: int, node: int, table: Sequence[tuple[int, int, int, int, float]]) -> list[Token]:
+    def _path(self, stream: int, node: int, table: Sequence[tuple[Any, ...]]) -> list[Token]:
         said = []
         while node >= 0:
-            node, label, frame, end_frame, log_prob = table[node]
-            said.append(Token(label, frame, end_frame, log_prob))
+            node, *token = table[node]
+            said.append(Token(*token))
         return [*self.tails[stream][-1 - node], *reversed(said)]
 
     def share(self, scores: Tensor, force: Sequence[bool]) -> Shared:

@@ -20,6 +20,13 @@ class Token(NamedTuple):
     """First encoder frame that is no longer part of it."""
     log_prob: float
     """Natural logarithm of its probability given what was emitted before it."""
+    log_confidence: float | None = None
+    """Natural logarithm of the confidence in it (asr.search.confidence); None: that is the probability."""
+
+    @property
+    def log_sure(self) -> float:
+        """Natural logarithm of the confidence in it, before any temperature."""
+        return self.log_prob if self.log_confidence is None else self.log_confidence
 
 
 class Hypothesis(NamedTuple):

@@ -47,8 +47,9 @@ class Buffers:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         consumed = room(torch.int64) if loop.predicts_frames else None
+        sure = room(torch.float32) if loop.measures else None
         self.found = Emissions(
-            room(torch.bool), room(torch.int64), room(torch.int64), consumed, room(torch.float32)
+            room(torch.bool), room(torch.int64), room(torch.int64), consumed, room(torch.float32), sure
         )
         self.count = lengths.new_zeros(batch, 1)
         """Labels found."""

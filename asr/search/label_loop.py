@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from asr import state as states
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.transducer import Transducer
 
 
@@ -73,6 +74,8 @@ class Emissions(NamedTuple):
     """int64 frames; None where they are not predicted."""
     log_prob: Tensor
     """float32."""
+    log_confidence: Tensor | None
+    """float32; None where it is the probability."""
 
 
 class Searched(NamedTuple):
@@ -106,6 +109,8 @@ class _Seen(NamedTuple):
     """(B,) int64 frames that the label consumes."""
     log_prob: Tensor
     """(B,) float32 of the label."""
+    log_confidence: Tensor | None
+    """(B,) float32 of the label; None where it is the probability."""
     held: Tensor
     """(B,) int64 see `Streams.held`."""
 
@@ -113,8 +118,11 @@ class _Seen(NamedTuple):
 class LabelLoop:
     """The steps of a model, for every topology; the tensors are the caller's."""
 
-    def __init__(self, model: Transducer, max_symbols: int, window: int) -> None:
+    def __init__(
+        self, model: Transducer, max_symbols: int, window: int, confidence: ConfidenceConfig = PLAIN
+    ) -> None:
         self.model, self.max_symbols, self.window = model, max_symbols, window
+        self.confidence = confidence
         topology, blank, vocab_size = model.topology, model.blank, model.vocab_size
         labels = [arc.frames for arc in topology.arcs if arc.kind == "label"]
         blanks = {arc.symbol: arc.frames for arc in topology.arcs if arc.kind in ("blank", "big blank")}
@@ -134,6 +142,11 @@ class LabelLoop:
     def predicts_frames(self) -> bool:
         """Whether labels differ in the frames that they consume, which then are told."""
         return self.model.topology.durations > 0
+
+    @property
+    def measures(self) -> bool:
+        """Whether confidences are other than probabilities, and told."""
+        return self.confidence.measure != "probability"
 
     def weights(self) -> Iterator[Tensor]:
         """What the steps read of the model."""
@@ -195,6 +208,9 @@ class LabelLoop:
             label,
             consumes.gather(1, at)[:, 0] if isinstance(consumes, Tensor) and told else self.label_consumes,
             log_probs.gather(1, label[:, None])[:, 0],
+            self.confidence.log_confidences(log_probs).gather(1, label[:, None])[:, 0]
+            if self.measures
+            else None,
             self._held(streams, symbol, moved, emits),
         )
 
@@ -253,7 +269,12 @@ class LabelLoop:
         return Searched(
             Streams(predictor, projected, after, count, seen.held, truncated),
             Emissions(
-                emits, seen.label, position, consumed if isinstance(consumed, Tensor) else None, seen.log_prob
+                emits,
+                seen.label,
+                position,
+                consumed if isinstance(consumed, Tensor) else None,
+                seen.log_prob,
+                seen.log_confidence,
             ),
         )
 

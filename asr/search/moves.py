@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr_kernels import Topology
 
 
@@ -28,13 +29,15 @@ class Moves(NamedTuple):
     """(...) bool: whether the most probable way is a label that stays."""
     symbols: Tensor
     """(..., V) log-probability of the label itself, without that of a duration."""
+    confidences: Tensor
+    """(..., V) logarithm of the confidence in the label."""
 
 
 class MoveTable:
     """The ways on in a topology over labels 0..V-1, of which 0 is blank."""
 
-    def __init__(self, topology: Topology, vocab_size: int) -> None:
-        self.topology, self.vocab_size = topology, vocab_size
+    def __init__(self, topology: Topology, vocab_size: int, confidence: ConfidenceConfig = PLAIN) -> None:
+        self.topology, self.vocab_size, self.confidence = topology, vocab_size, confidence
         blanks = [arc for arc in topology.arcs if arc.kind in ("blank", "big blank")]
         labels = [arc for arc in topology.arcs if arc.kind == "label"]
         # Blank consumes a frame at least, whatever duration is predicted.
@@ -84,4 +87,5 @@ class MoveTable:
             staying[0] if staying else None,
             wants,
             symbols[..., :vocab],
+            self.confidence.log_confidences(symbols)[..., :vocab],
         )

@@ -44,6 +44,8 @@ class Prefixes:
     """int64 first frame of the run that is open on the best path that ends in the label."""
     certain: Tensor
     """float32 log-probability of that run's most certain frame."""
+    sure: Tensor
+    """float32 logarithm of the confidence there."""
 
     @property
     def log_prob(self) -> Tensor:
@@ -75,6 +77,7 @@ class Frame(NamedTuple):
     """What the head says about a frame, float64."""
 
     log_probs: Tensor  # (B, V)
+    confidences: Tensor  # (B, V) logarithms
     candidates: Tensor  # (B, C) int64 labels that may come next
     number: Tensor  # (B,) int64
 
@@ -93,13 +96,15 @@ def stay(prefixes: Prefixes, any_node: Tensor, label_node: Tensor, frame: Frame)
     """The prefixes that are there, after blank or their last label again."""
     blank = frame.log_probs[:, :1]
     again = frame.log_probs.gather(1, prefixes.last)
+    more = again.float() > prefixes.certain
     stayed = replace(
         prefixes,
         blank=prefixes.log_prob + blank,
         label=prefixes.label + again,
         best_blank=torch.maximum(prefixes.best_blank, prefixes.best_label) + blank,
         best_label=prefixes.best_label + again,
-        certain=torch.maximum(prefixes.certain, again.float()),
+        certain=torch.where(more, again.float(), prefixes.certain),
+        sure=torch.where(more, frame.confidences.gather(1, prefixes.last).float(), prefixes.sure),
     )
     source = torch.arange(prefixes.last.shape[1], device=any_node.device).expand_as(any_node)
     return Step(stayed, source, torch.zeros_like(source, dtype=torch.bool), any_node, label_node)
@@ -130,6 +135,7 @@ def merge(
         best_label=torch.maximum(prefixes.best_label, best),
         start=torch.where(better, frame.number[:, None], prefixes.start),
         certain=torch.where(better, log_prob.float(), prefixes.certain),
+        sure=torch.where(better, frame.confidences.gather(1, prefixes.last).float(), prefixes.sure),
     )
     label_node = torch.where(better, from_source(blank_node, any_node), stayed.label_node)
     return stayed._replace(prefixes=prefixes, label_node=label_node)
@@ -167,6 +173,7 @@ def extend(
         parent,
         frame.number[:, None, None].expand_as(label),
         log_prob.float().expand_as(label),
+        frame.confidences.gather(1, frame.candidates)[:, None].float().expand_as(label),
     )
     source = torch.arange(width, device=label.device)[:, None].expand_as(label)
     node = either(blank_node, any_node)

@@ -67,7 +67,7 @@ def test_frames_of_an_hour_are_counted_on() -> None:
     late = type(late)(late.predictor, late.projected, late.frame + 90_000, late.skip, late.held)
     found = search(given.encoded, given.lengths, late)
     expected = [
-        [Token(id, start + 90_000, end + 90_000, log_prob) for id, start, end, log_prob in each]
+        [Token(t.id, t.frame + 90_000, t.end_frame + 90_000, t.log_prob) for t in each]
         for each in given.tokens
     ]
     check(found, given._replace(tokens=expected))
