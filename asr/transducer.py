@@ -23,10 +23,12 @@ from asr.joiner import Joiner, JoinerConfig
 from asr.layers.norm import FeatureNorm
 from asr.losses import (
     LossConfig,
+    NBest,
     Transcripts,
     consistency_loss,
     ctc_frames_needed,
     ctc_head_loss,
+    mwer_loss,
     pruned_transducer_loss,
     transducer_frames_needed,
     transducer_loss,
@@ -66,6 +68,8 @@ class Losses(NamedTuple):
     ctc: Tensor | None
     consistency: Tensor | None = None
     """None of one view."""
+    mwer: Tensor | None = None
+    """None without hypotheses."""
 
 
 class Transducer(nn.Module):
@@ -120,20 +124,26 @@ class Transducer(nn.Module):
         target_lengths: Tensor,
         step: int | None = None,
         views: int = 1,
+        n_best: NBest | None = None,
     ) -> Losses:
         """Losses (B,) of encoder frames (B, T', E) against transcripts (B, U) padded with anything.
 
         `step` is the optimiser step, for criteria that warm up; None is after that. With `views` 2 the second
-        half of the rows are other views of the first.
+        half of the rows are other views of the first. `n_best` are the hypotheses over which word errors are
+        expected, if those are trained.
         """
         config = self.config.loss
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
-        transducer = ctc = consistency = None
+        transducer = ctc = consistency = mwer = None
         to = Transcripts(targets, lengths, target_lengths, self.blank)
         own_step = config.transducer.own_step(step)
         if self.has_transducer and (own_step is None or own_step >= 0):
-            transducer = self._transducer_loss(encoded[:, : int(lengths.max())], to, own_step)
+            frames = encoded[:, : int(lengths.max())]
+            transducer = self._transducer_loss(frames, to, own_step)
             total = total + config.transducer.weight * transducer
+            if n_best is not None:
+                mwer = mwer_loss(self._log_probs(frames, lengths, n_best), n_best)
+                total = total + config.mwer.weight * mwer
         if self.ctc is not None:
             logits = self.ctc(encoded)
             ctc = ctc_head_loss(config.ctc, logits, to)
@@ -144,18 +154,33 @@ class Transducer(nn.Module):
             if views > 1:
                 consistency = consistency_loss(logits, lengths)
                 total = total + config.ctc.consistency * consistency
-        return Losses(total, transducer, ctc, consistency)
+        return Losses(total, transducer, ctc, consistency, mwer)
 
     def _transducer_loss(self, frames: Tensor, to: Transcripts, step: int | None) -> Tensor:
         """(B,) losses by the configured kind."""
         loss = self.config.loss.transducer
-        valid = torch.arange(to.targets.shape[1], device=frames.device)[None] < to.target_lengths[:, None]
-        spoken = self.predictor.whole(torch.where(valid, to.targets, self.blank))
+        spoken = self._spoken(to.targets, to.target_lengths)
         joiner = self.joiner.projected(frames, spoken)
         if loss.kind == "pruned":
             am, lm = self.simple_encoder(frames), self.simple_predictor(spoken)
             return pruned_transducer_loss(loss, am, lm, joiner, to, step)
         return transducer_loss(loss, joiner, to, step)
+
+    def _spoken(self, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """(B, U + 1, P) predictor outputs of transcripts (B, U) padded with anything."""
+        valid = torch.arange(targets.shape[1], device=targets.device)[None] < target_lengths[:, None]
+        return self.predictor.whole(torch.where(valid, targets, self.blank))
+
+    def _log_probs(self, frames: Tensor, lengths: Tensor, n_best: NBest) -> Tensor:
+        """(B, N) log-probabilities of hypotheses over all alignments; minus infinity where there is none."""
+        row, place = n_best.present.nonzero(as_tuple=True)
+        targets, target_lengths = n_best.targets[row, place], n_best.target_lengths[row, place]
+        joiner = self.joiner.projected(frames, self._spoken(targets, target_lengths))
+        joiner = joiner._replace(encoder=joiner.encoder[row])
+        to = Transcripts(targets, lengths[row], target_lengths, self.blank)
+        losses = transducer_loss(self.config.loss.transducer.probability, joiner, to, None)
+        nothing = losses.new_full(n_best.present.shape, -torch.inf)
+        return nothing.index_put((row, place), -losses)
 
     def check_steps(self, steps: int) -> None:
         """Raise ConfigError if so many optimiser steps of training would leave out a part of the network."""

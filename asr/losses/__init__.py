@@ -7,6 +7,7 @@ from pydantic import model_validator
 from asr.config import Config
 from asr.losses.consistency import consistency_loss
 from asr.losses.ctc import CtcLossConfig, ctc_frames_needed, ctc_head_loss
+from asr.losses.mwer import MwerConfig, NBest, mwer_loss
 from asr.losses.topology import TopologyConfig
 from asr.losses.transducer import (
     JoinerInputs,
@@ -24,6 +25,16 @@ class LossConfig(Config):
 
     transducer: TransducerLossConfig = TransducerLossConfig()
     ctc: CtcLossConfig = CtcLossConfig()
+    mwer: MwerConfig = MwerConfig()
+
+    @model_validator(mode="after")
+    def _mwer_has_its_head(self) -> LossConfig:
+        if self.mwer.weight and not self.transducer.weight:
+            raise ValueError(
+                f"mwer.weight {self.mwer.weight:g} trains a transducer, expected transducer.weight above 0, "
+                "found 0: set it to 0.01 or more, or mwer.weight to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ctc_can_begin_alone(self) -> LossConfig:
@@ -39,6 +50,8 @@ __all__ = [
     "CtcLossConfig",
     "JoinerInputs",
     "LossConfig",
+    "MwerConfig",
+    "NBest",
     "PrunedLossConfig",
     "TopologyConfig",
     "Transcripts",
@@ -46,6 +59,7 @@ __all__ = [
     "consistency_loss",
     "ctc_frames_needed",
     "ctc_head_loss",
+    "mwer_loss",
     "pruned_transducer_loss",
     "transducer_frames_needed",
     "transducer_loss",

@@ -79,6 +79,13 @@ class TransducerLossConfig(Config):
     """fused and pruned: nodes less probable than this share of their utterance's largest give no gradient."""
     pruned: PrunedLossConfig = PrunedLossConfig()
 
+    @property
+    def probability(self) -> TransducerLossConfig:
+        """The same topology's loss that is minus the log-probability of labels, the lattice not stored."""
+        return self.model_copy(
+            update={"kind": "fused", "criterion": "sum", "fastemit": 0.0, "delay_penalty": 0.0}
+        )
+
     def own_step(self, step: int | None) -> int | None:
         """Optimiser steps with this loss before `step`; negative while CTC is alone. None stays None."""
         return None if step is None else step - self.after_steps

@@ -186,6 +186,15 @@ def score_pairs(
     )
 
 
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[WordErrors]:
+    """Counts of each pair of texts as they are written, without all else that a report has."""
+    if not references:
+        return []
+    words = jiwer.process_words(list(references), list(hypotheses))
+    aligned = zip(words.references, words.hypotheses, words.alignments, strict=True)
+    return [_count(_columns(*pair)) for pair in aligned]
+
+
 def bootstrap_interval(
     counts: Sequence[WordErrors], *, level: float = 0.95, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
 ) -> tuple[float, float]:

@@ -94,7 +94,7 @@ class Trials:
     def __init__(self, setup: RunSetup, device: torch.device, say: Callable[[str], None]) -> None:
         self.say = say
         self.batches, self.precision = setup.unmasked(), setup.recipe.training.precision
-        self.device, self.network = device, setup.network
+        self.device, self.network, self.tokenizer = device, setup.network, setup.tokenizer
         self.network.norm.measure(
             (batch.features, batch.feature_lengths)
             for batch in islice(self.batches, NORM_BATCHES)
@@ -129,7 +129,9 @@ class Trials:
     def _step(self, batch: Batch) -> bool:
         """Whether there was enough memory."""
         try:
-            train_batch(self.network, batch, precision=self.precision, clock=Stopwatch())
+            train_batch(
+                self.network, batch, precision=self.precision, clock=Stopwatch(), tokenizer=self.tokenizer
+            )
             self.optimizer.step()
         except (torch.OutOfMemoryError, MemoryError):
             return False

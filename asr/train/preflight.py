@@ -64,7 +64,8 @@ def preflight(setup: RunSetup) -> Cost:
     else:
         deque(features(), maxlen=0)  # for the largest batches alone
     batches = [batch for _, _, batch in largest]
-    return measure_cost(batches, setup.network.train(), setup.recipe.training.precision)
+    network, precision = setup.network.train(), setup.recipe.training.precision
+    return measure_cost(batches, network, precision, setup.tokenizer)
 
 
 def refuse_too_short(
@@ -86,11 +87,11 @@ def refuse_too_short(
         )
 
 
-def measure_cost(batches: Sequence[Batch], network: Transducer, precision: str) -> Cost:
+def measure_cost(batches: Sequence[Batch], network: Transducer, precision: str, tokenizer: Tokenizer) -> Cost:
     """Run forward and backward of trial batches and discard the gradients."""
     start = time.perf_counter()
     for batch in batches:
-        train_batch(network, batch, precision=precision, clock=Stopwatch())
+        train_batch(network, batch, precision=precision, clock=Stopwatch(), tokenizer=tokenizer)
     elapsed = time.perf_counter() - start
     network.zero_grad(set_to_none=True)
     frames = sum(int(batch.feature_lengths.sum()) for batch in batches)

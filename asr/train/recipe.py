@@ -94,3 +94,12 @@ class Recipe(Config):
                 "set specaugment.probability above 0, and time_masks or freq_masks"
             )
         return self
+
+    @model_validator(mode="after")
+    def _search_finds_whole_weights(self) -> Recipe:
+        if self.network.loss.mwer.weight and self.training.sharding != "none":
+            raise ValueError(
+                "network.loss.mwer searches with the network that learns: expected training.sharding=none, "
+                f"found {self.training.sharding}; set it to none, or network.loss.mwer.weight to 0"
+            )
+        return self

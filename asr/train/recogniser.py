@@ -61,6 +61,7 @@ class RecogniserTask:
             step=step,
             seed=options.seed,
             in_step=in_step,
+            tokenizer=self.setup.tokenizer,
         )
 
     def validate(self, world: World) -> DevResult:

@@ -3,7 +3,8 @@
 The encoder's output is cut out of the graph, the losses are differentiated down to it, and that gradient
 is handed to the encoder. The result is the same as one backward, but the memory of the lattice is free
 before the encoder's backward begins, and the two can be timed apart. An utterance in several views is one
-utterance, whose loss is the mean over them.
+utterance, whose loss is the mean over them. Where word errors are trained (asr.losses.mwer), a search goes
+before, for the hypotheses that they are expected over.
 
 What is drawn on the way (dropout) depends on the batch's seed alone: not on the process that goes through
 it, nor on what it went through before.
@@ -17,12 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asr.data.batch import Batch
 from asr.data.texts import TextBatch
 from asr.errors import AsrError
 from asr.lms import NeuralLm
+from asr.losses import NBest
+from asr.text.tokenizer import Tokenizer
 from asr.train.metrics import Stopwatch
+from asr.train.n_best import find_n_best
 from asr.transducer import Transducer
 
 
@@ -71,12 +76,14 @@ def train_batch(
     step: int | None = None,
     seed: int = 0,
     in_step: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> BatchResult:
     """Add the gradients of the sum of the losses of `batch` to the network's; nothing if it is borrowed or
     empty.
 
     `step` is the optimiser step, for what warms up; `seed` goes with the batch's own. With `in_step` the
-    backward pass is made in any case, because other processes are waiting for it.
+    backward pass is made in any case, because other processes are waiting for it. `tokenizer` is that of the
+    labels, for a network that is trained on word errors.
     """
     planned = len(batch.ids) + len(batch.corrupt)
     if batch.empty and not in_step:
@@ -86,15 +93,17 @@ def train_batch(
         tensor.to(device, non_blocking=True)
         for tensor in (batch.features, batch.feature_lengths, batch.targets, batch.target_lengths)
     )
-    _seed(device, seed, batch.seed)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with clock("search"):
+        n_best = _n_best(network, batch, features, lengths, step, tokenizer, autocast)
+    _seed(device, seed, batch.seed)
     with clock("encoder"), autocast:
         encoded = network.encode(features, lengths, step=step)
     boundary = encoded.y.detach().requires_grad_()
     with clock("loss"):
         with autocast:
             rows = targets.repeat(batch.views, 1), target_lengths.repeat(batch.views)
-            of_views = network.losses(boundary, encoded.y_lengths, *rows, step, batch.views).total
+            of_views = network.losses(boundary, encoded.y_lengths, *rows, step, batch.views, n_best).total
         losses = of_views.view(batch.views, -1).mean(dim=0)
         finite = torch.isfinite(losses.detach()) & (not batch.borrowed and not batch.empty)
         labels = int(target_lengths[finite].sum())
@@ -106,6 +115,28 @@ def train_batch(
             encoded.y.backward(boundary.grad)  # type: ignore[no-untyped-call]
     lost = tuple(id for id, good in zip(batch.ids, finite.tolist(), strict=False) if not good)
     return BatchResult(float(total.detach()), labels, lost, batch.duration_s, planned, batch.corrupt)
+
+
+def _n_best(
+    network: Transducer,
+    batch: Batch,
+    features: Tensor,
+    lengths: Tensor,
+    step: int | None,
+    tokenizer: Tokenizer | None,
+    autocast: torch.autocast,
+) -> NBest | None:
+    """The hypotheses of every row of features, if the network is trained on them at this step."""
+    loss = network.config.loss
+    own_step = loss.transducer.own_step(step)
+    if not loss.mwer.weight or batch.empty or (own_step is not None and own_step < 0):
+        return None
+    assert tokenizer is not None, "word errors are counted in texts"
+    cut = zip(batch.targets.tolist(), batch.target_lengths.tolist(), strict=True)
+    references = [row[:length] for row, length in cut] * batch.views
+    return find_n_best(
+        network, features, lengths, batch.texts * batch.views, references, tokenizer, autocast=autocast
+    )
 
 
 def train_texts(

@@ -35,7 +35,7 @@ from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
 from asr.layers.context import ContextConfig
 from asr.lms import AwdLstmConfig
-from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig
+from asr.losses import CtcLossConfig, LossConfig, MwerConfig, TransducerLossConfig
 from asr.predictors import StatelessPredictorConfig
 from asr.text.tokenizer import TokenizerConfig, train_tokenizer
 from asr.train import checkpoint, preflight
@@ -194,6 +194,20 @@ def test_two_processes_train_as_one_that_accumulates(
     train_together(recipe(encoder, accumulate=1, sharding=sharding), corpus, two)
     assert [record["utterances"] for record in records(one, "skip")] == [["odd"]] * 2 * (encoder is LSTM)
     assert len(records(one)) == 2 * 5  # steps of 2, 2, 2, 2 and 1 batches
+    assert_same_curve(one, two)
+
+
+def test_two_processes_train_word_errors_as_one_that_accumulates(corpus: Path, tmp_path: Path) -> None:
+    """Each process searches with its own copy of the network, from the step at which the transducer joins."""
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def config(accumulate: int) -> Recipe:
+        base = recipe(CONFORMER, accumulate=accumulate, ema=0.5)
+        loss = base.network.loss.model_copy(update={"mwer": MwerConfig(weight=1, include_reference=True)})
+        return base.model_copy(update={"network": base.network.model_copy(update={"loss": loss})})
+
+    train(config(2), corpus, one, console=Console(quiet=True))
+    train_together(config(1), corpus, two)
     assert_same_curve(one, two)
 
 

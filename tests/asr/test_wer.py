@@ -4,7 +4,7 @@ import random
 import pytest
 
 from asr.errors import ConfigError, DataError
-from asr.score.wer import AlignedWord, WordErrors, bootstrap_interval, score_pairs
+from asr.score.wer import AlignedWord, WordErrors, bootstrap_interval, score_pairs, word_errors
 
 
 def one(reference, hypothesis, **options):
@@ -39,6 +39,7 @@ def test_counts(reference, hypothesis, sub, ins, dele, words):
     errors = one(reference, hypothesis).overall
     assert (errors.substitutions, errors.insertions, errors.deletions) == (sub, ins, dele)
     assert errors.reference_words == words
+    assert word_errors([reference, "a"], [hypothesis, "a"])[0] == errors
     assert errors.sentence_error_rate == float(errors.errors > 0)
 
 
