@@ -111,7 +111,7 @@ class Arena:
         if end > self._room:
             self._take(states.map_tensors(lambda x: _with_room(x, max(end, self._room)), self.rows))
         for leaf, new in zip(self._leaves, states.leaves(rows), strict=True):
-            leaf[self.size : end] = new
+            leaf.narrow(0, self.size, end - self.size).copy_(new)
         self.size = end
 
     def _take(self, rows: Rows) -> None:

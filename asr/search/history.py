@@ -177,7 +177,7 @@ class Histories:
             alive.append(common.alive)
             said = len(common.tokens)
             self.tails[b] = [tail[said:] if it else [] for tail, it in zip(tails, common.alive, strict=True)]
-        return Shared(tokens, torch.tensor(alive, device=scores.device).view(scores.shape))
+        return Shared(tokens, torch.tensor(alive, dtype=torch.bool, device=scores.device).view(scores.shape))
 
 
 def _agreeing(tails: Sequence[list[Token]], there: Sequence[bool], best: int) -> list[bool]:
