@@ -1,4 +1,4 @@
-"""Where labels lead in a lexicon, for hypotheses by the batch: as a table, or looked up among those that lead on.
+"""Where labels lead in a lexicon, for hypotheses by the batch: as a table, or looked up among the ways on.
 
 A table of nodes times labels takes 8 bytes an entry and a fifth of the time; of letters even large lexicons
 have few enough. Both give the same.

@@ -63,7 +63,7 @@ class WordNgramState:
     """(N, 4) int64: the context of the language model before the word that is being written, the node of the
     lexicon, the labels of the word, and the context when it has ended."""
     costs: Tensor
-    """(N, 2) float32: what these labels have cost, and what it costs to end the word here, 0 for an empty one."""
+    """(N, 2) float32: what these labels have cost, and what it costs to end the word, 0 for an empty one."""
 
 
 class WordNgram:
@@ -79,7 +79,10 @@ class WordNgram:
         *,
         table_entries: int = TABLE_ENTRIES,
     ) -> None:
-        """`table_entries`: see asr.lms.ways. Raises ConfigError if the recogniser can write none of the words."""
+        """`table_entries`: see asr.lms.ways.
+
+        Raises ConfigError if the recogniser can write none of the words.
+        """
         self.config = config or WordNgramConfig()
         self.vocab_size = tokenizer.vocab_size
         special = {BEGIN, END, *UNKNOWN_WORDS}

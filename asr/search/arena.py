@@ -8,13 +8,14 @@ nothing. The rows of all streams lie in one arena, so that those which are missi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from asr import state as states
+from asr.search.moves import Moves
 
 NOTHING = -torch.inf
 """The log-probability of a hypothesis that is not there."""
@@ -55,6 +56,19 @@ class Text:
     """All labels but the last, until the row is made."""
     label: int = 0
     """The last one."""
+    heard: dict[int, Heard] = field(default_factory=dict)
+    """What may come next, by the label that is held."""
+
+
+class Heard(NamedTuple):
+    """What a text may do on some frames of the chunk, one after the other."""
+
+    moves: Moves
+    first: int
+    """Frame, and the first that is not among them."""
+    until: int
+    base: int
+    """The row of frame 0, if it were among them: that of frame t is t more."""
 
 
 def longer(hash: int, label: int) -> int:

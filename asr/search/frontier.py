@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from asr.search.arena import NOTHING, Text, longer
 from asr.search.history import share
 from asr.search.hypothesis import Token
-from asr.search.moves import Ways
+from asr.search.moves import Moves, Ways
 
 
 class Said(NamedTuple):
@@ -47,15 +47,27 @@ class Partial:
     stopped: int = 0
     """Frames where the bound kept it from a further label."""
 
+    @property
+    def heard(self) -> tuple[Moves, int]:
+        """What it may do, as the row of some moves."""
+        heard = self.text.heard[self.held]
+        return heard.moves, heard.base + self.at
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not heard the frame that it is on."""
+        heard = self.text.heard.get(self.held)
+        return heard is None or not heard.first <= self.at < heard.until
+
 
 class Extension(NamedTuple):
     """A hypothesis and a label that it may say."""
 
     score: float
     partial: Partial
-    row: int
-    """Its place in `Ways`, and that of the label."""
+    ways: Ways
     place: int
+    """The one among them."""
 
 
 Meeting = dict[tuple[int, int, int], Partial]
@@ -95,14 +107,19 @@ class Frontier:
             score = total + text.fused
             meet(self.meeting, Partial(text, total, at, held, partial.said, score, 0, stopped))
 
-    def extended(self, extension: Extension, ways: Ways, holds: bool) -> Partial:
+    @property
+    def waits(self) -> bool:
+        """Whether active hypotheses have not heard the frames that they are on."""
+        return any(each.waits for each in self.active)
+
+    def extended(self, extension: Extension, holds: bool) -> Partial:
         """A hypothesis says a label."""
-        _, partial, row, place = extension
-        label, frames = ways.label[row][place], ways.frames[row][place]
-        text = self._extend(partial.text, label, ways.added[row][place])
-        log_prob = partial.log_prob + ways.log_prob[row][place]
+        _, partial, ways, place = extension
+        label, frames = ways.label[place], ways.frames[place]
+        text = self._extend(partial.text, label, ways.added[place])
+        log_prob = partial.log_prob + ways.log_prob[place]
         heard = self.first + partial.at
-        token = Token(label, heard, heard + max(frames, 1), ways.symbol[row][place])
+        token = Token(label, heard, heard + max(frames, 1), ways.symbol[place])
         count = 0 if frames else partial.count + 1
         held, score = label if holds else 0, log_prob + text.fused
         at, said = partial.at + frames, Said(partial.said, token)
@@ -162,16 +179,26 @@ _score = attrgetter("score")
 
 
 def extensions(
-    active: Sequence[Partial], ways: Ways, base: int, width: int, above: float = NOTHING
+    active: Sequence[Partial],
+    kind: Literal["taking", "staying"],
+    width: int,
+    above: float = NOTHING,
 ) -> list[Extension]:
-    """The `width` best labels that hypotheses, whose rows begin at `base`, may say, above a score."""
+    """The `width` best labels that hypotheses may say, above a score."""
     found = []
-    for row, partial in enumerate(active, base):
-        floor = above - partial.score
-        for place, worth in enumerate(ways.worth[row]):
+    for partial in active:
+        moves, row = partial.heard
+        ways: Ways | None = getattr(moves, kind)
+        if ways is None:
+            return []
+        score = partial.score
+        floor = above - score
+        worths = ways.worth
+        for place in range(row * ways.most, (row + 1) * ways.most):
+            worth = worths[place]
             if worth <= floor:
                 break
-            found.append(Extension(partial.score + worth, partial, row, place))
+            found.append(Extension(score + worth, partial, ways, place))
     found.sort(key=_score, reverse=True)
     return found[:width]
 

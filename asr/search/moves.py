@@ -10,6 +10,7 @@ takes the few labels of each row that a beam can use, and gives them as lists.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,30 +21,35 @@ from asr_kernels.lattice.topology import Arc
 
 
 class Ways(NamedTuple):
-    """For each row the labels that are worth most, best first; lists of N rows, k each."""
+    """For each of N rows the k labels that are worth most, best first; of row n from place n k on.
 
-    worth: list[list[float]]
+    Flat lists, as there are many, and Python looks through all lists of lists now and then.
+    """
+
+    most: int
+    """k."""
+    worth: list[float]
     """Log-probability and what scorers add; minus infinity for what is no way."""
-    label: list[list[int]]
-    frames: list[list[int]]
+    label: list[int]
+    frames: list[int]
     """What it consumes."""
-    log_prob: list[list[float]]
+    log_prob: list[float]
     """Of the label, with its duration."""
-    symbol: list[list[float]]
+    symbol: list[float]
     """Log-probability of the label without that of a duration."""
-    added: list[list[float]]
+    added: list[float]
     """What scorers add."""
 
 
 class Moves(NamedTuple):
     """The ways on of N rows."""
 
-    quiet: list[list[float]]
-    """(N, Q) log-probabilities."""
+    quiet: list[float]
+    """Log-probabilities, Q of each row."""
     taking: Ways | None
     staying: Ways | None
-    wants: list[bool] | None
-    """(N,) whether the most probable way is a label that stays, if somebody asked."""
+    wants: Callable[[int], bool]
+    """Whether the most probable way of a row is a label that stays."""
 
 
 class MoveTable:
@@ -57,15 +63,14 @@ class MoveTable:
         self._blanks = [arc for arc in blanks if arc.frames > 0]
         self._taking = [arc for arc in labels if arc.frames > 0]
         self._staying = [arc for arc in labels if arc.frames == 0]
-        repeats = [1] if topology.repeats else []
-        self.quiet_frames = [arc.frames for arc in self._blanks] + repeats
-        """Frames that quiet moves consume; the last one holds on a label if the topology repeats."""
+        self.quiet_frames = [arc.frames for arc in self._blanks]
+        """Frames that quiet moves consume; if the topology repeats, another one holds on a label for one."""
 
-    def __call__(self, logits: Tensor, added: Tensor, held: Tensor | None, wants: bool) -> Moves:
+    def __call__(self, logits: Tensor, added: Tensor, held: Tensor | None) -> Moves:
         """Moves of rows with logits (N, V + extra).
 
         added (N, V): what scorers add, minus infinity for blank; held (N,): the label that may be held, 0 for
-        none, where the topology repeats; wants: whether that is asked.
+        none, where the topology repeats.
         """
         logits, durations = logits.float(), self.topology.durations
         symbols = logits[:, : logits.shape[1] - durations].log_softmax(dim=1)
@@ -80,10 +85,10 @@ class MoveTable:
             quiet.append(repeated.masked_fill(held[:, None] == 0, -torch.inf)[:, 0])
             added = added.scatter(1, held[:, None], -torch.inf)
         return Moves(
-            lists(torch.stack(quiet, dim=1) if len(quiet) > 1 else quiet[0][:, None]),
+            flat(torch.stack(quiet, dim=1) if len(quiet) > 1 else quiet[0]),
             self._ways(self._taking, labels, lengths, added),
             self._ways(self._staying, labels, lengths, added),
-            lists(self._wants(symbols, lengths)) if wants else None,
+            lambda row: self._wants(symbols[row], None if lengths is None else lengths[row]),
         )
 
     def _with_duration(self, column: Tensor, arc: Arc, lengths: Tensor | None) -> Tensor:
@@ -110,17 +115,13 @@ class MoveTable:
             symbol = labels.gather(1, label)
             frames = torch.tensor([arc.frames for arc in arcs], device=best.device)[best // vocab]
         columns = [worth, label, frames, chosen, symbol, added.gather(1, label)]
-        return Ways(*map(lists, columns))
+        return Ways(worth.shape[1], *map(flat, columns))
 
-    def _wants(self, symbols: Tensor, lengths: Tensor | None) -> Tensor:
-        """(N,) bool: see Moves."""
-        best = symbols.argmax(dim=1)
-        wants = (best > 0) & (best < self.vocab_size)
-        if not self._staying:
-            return torch.zeros_like(wants)
-        if lengths is not None:
-            wants &= lengths.argmax(dim=1) == (self._staying[0].duration or 0) - 2
-        return wants
+    def _wants(self, symbols: Tensor, lengths: Tensor | None) -> bool:
+        """Of one row; see Moves."""
+        if not self._staying or not 0 < int(symbols.argmax()) < self.vocab_size:
+            return False
+        return lengths is None or int(lengths.argmax()) == (self._staying[0].duration or 0) - 2
 
 
 def _column(arc: Arc, vocab_size: int) -> int:
@@ -128,6 +129,7 @@ def _column(arc: Arc, vocab_size: int) -> int:
     return 0 if arc.kind == "blank" else vocab_size + arc.symbol - 2
 
 
-def lists(tensor: Tensor) -> Any:
-    """A tensor's values; much faster than its own `tolist`."""
-    return tensor.cpu().numpy().tolist()
+def flat(tensor: Tensor) -> list[Any]:
+    """A tensor's values, one after the other; much faster than its own `tolist`."""
+    values: list[Any] = tensor.reshape(-1).cpu().numpy().tolist()
+    return values

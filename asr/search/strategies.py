@@ -13,8 +13,8 @@ rounds, and never more than K hypotheses to ask the network about. Departures: l
 place of labels in all (Saon's U_max), where paths of equal labels meet by the count of the likelier one; and
 every topology will do, so that hypotheses of one step are equal only if they are on the same frame, too.
 
-A strategy is a generator: it yields what it has to know about its active hypotheses, and is sent the answer.
-So streams need not keep step: what all of them wait for is computed together.
+A strategy is a generator: it stops where active hypotheses have not heard the frames that they are on, and
+goes on when they have. So streams need not keep step: what all of them wait for is computed together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import NamedTuple
 from asr.search.arena import NOTHING
 from asr.search.frontier import Frontier, Meeting, Partial, extensions, meet, ranked
 from asr.search.history import EVERY
-from asr.search.moves import Moves
 
 
 class Limits(NamedTuple):
@@ -39,17 +38,7 @@ class Limits(NamedTuple):
     """Whether labels may be held on."""
 
 
-class Answer(NamedTuple):
-    """What the active hypotheses of a stream may do."""
-
-    moves: Moves
-    base: int
-    """The row of `moves` that belongs to the first of them."""
-
-
-Question = bool
-"""Whether it matters if hypotheses want a label that stays."""
-Steps = Generator[Question, Answer, None]
+Steps = Generator[None, None, None]
 Strategy = Callable[[Frontier, int, Limits], Steps]
 
 
@@ -65,48 +54,44 @@ def time_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps:
                 frontier.active.append(partial)
         frontier.beam = []
         while frontier.active:
-            said = frontier.active[0].count
-            yield from _round(frontier, said == limits.max_symbols, limits)
+            if frontier.waits:
+                yield
+            _round(frontier, limits)
         frontier.beam, frontier.meeting = ranked(frontier.meeting, limits.width, limits.margin), {}
         frontier.truncated += frontier.beam[0].stopped
         if (frontier.first + frame + 1) % EVERY == 0:
             frontier.share(force=True)
+            frontier.forget()
+            for partial in frontier.beam:
+                partial.text.heard.clear()
 
 
-def _round(frontier: Frontier, last: bool, limits: Limits) -> Steps:
+def _round(frontier: Frontier, limits: Limits) -> None:
     """The active hypotheses hear the frame; active are then those with one more label on it."""
-    moves, base = yield last
-    active, taken = frontier.active, list[Partial]()
-    for row, partial in enumerate(active, base):
-        _be_quiet(frontier, partial, moves, row, limits)
-    if moves.taking is not None:
-        for each in extensions(active, moves.taking, base, limits.width):
-            taken.append(frontier.extended(each, moves.taking, limits.holds))
-    for partial in taken:
-        meet(frontier.meeting, partial)
+    active = frontier.active
+    for partial in active:
+        _be_quiet(frontier, partial, limits)
+    for each in extensions(active, "taking", limits.width):
+        meet(frontier.meeting, frontier.extended(each, limits.holds))
     frontier.active = []
-    if moves.staying is not None and not last:
+    if active[0].count < limits.max_symbols:
         # It still has to pay for a blank: what is no better now than the last that waits will not be.
         least = _least(frontier.meeting, limits)
-        for each in extensions(active, moves.staying, base, limits.width, least):
-            frontier.active.append(frontier.extended(each, moves.staying, holds=False))
+        staying = extensions(active, "staying", limits.width, least)
+        frontier.active = [frontier.extended(each, holds=False) for each in staying]
 
 
 def alignment_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps:
     """All frames of a recording, `end` of them; what waits beyond them is the beam."""
-    waiting: Meeting = {}
     frontier.active, frontier.beam = (frontier.beam, []) if end else ([], frontier.beam)
     while frontier.active:
-        moves, base = yield any(each.count == limits.max_symbols for each in frontier.active)
-        frontier.meeting = {}
-        for row, partial in enumerate(frontier.active, base):
-            _be_quiet(frontier, partial, moves, row, limits)
-        for partial in _said(frontier, moves, base, limits):
-            meet(frontier.meeting, partial)
-        for partial in frontier.meeting.values():
+        if frontier.waits:
+            yield
+        _lengthen(frontier, limits)
+        waiting: Meeting = {}
+        for partial in (*frontier.beam, *frontier.meeting.values()):
             if partial.at >= end:
                 meet(waiting, partial)
-        # Those that wait are living, too.
         frontier.beam = ranked(waiting, limits.width, limits.margin)
         least, step = _least(waiting, limits), frontier.meeting.values()
         going_on = [each for each in step if each.at < end and each.score > least]
@@ -115,28 +100,29 @@ def alignment_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps
     frontier.share(force=True)
 
 
-def _said(frontier: Frontier, moves: Moves, base: int, limits: Limits) -> list[Partial]:
-    """The best of the active hypotheses with one more label, K of each kind."""
-    found = []
-    for ways, stays in ((moves.taking, False), (moves.staying, True)):
-        if ways is None:
-            continue
-        for each in extensions(frontier.active, ways, base, limits.width):
-            if not stays or each.partial.count < limits.max_symbols:
-                found.append(frontier.extended(each, ways, holds=limits.holds and not stays))
-    return found
+def _lengthen(frontier: Frontier, limits: Limits) -> None:
+    """All alignments that are a symbol longer meet."""
+    frontier.meeting = {}
+    for partial in frontier.active:
+        _be_quiet(frontier, partial, limits)
+    for each in extensions(frontier.active, "taking", limits.width):
+        meet(frontier.meeting, frontier.extended(each, limits.holds))
+    unbound = [each for each in frontier.active if each.count < limits.max_symbols]
+    for each in extensions(unbound, "staying", limits.width):
+        meet(frontier.meeting, frontier.extended(each, holds=False))
 
 
-def _be_quiet(frontier: Frontier, partial: Partial, moves: Moves, row: int, limits: Limits) -> None:
+def _be_quiet(frontier: Frontier, partial: Partial, limits: Limits) -> None:
     """All ways without a label."""
-    bound = partial.count == limits.max_symbols
-    stopped = partial.stopped + (bound and moves.wants is not None and moves.wants[row])
-    quiet = moves.quiet[row]
+    moves, row = partial.heard
+    stopped, place = partial.stopped, row * (len(limits.quiet_frames) + limits.holds)
+    if partial.count == limits.max_symbols:
+        stopped += moves.wants(row)
+    for frames in limits.quiet_frames:
+        frontier.quiet(partial, moves.quiet[place], partial.at + frames, 0, stopped)
+        place += 1
     if limits.holds:
-        frontier.quiet(partial, quiet[-1], partial.at + 1, partial.held)
-        quiet = quiet[:-1]
-    for log_prob, frames in zip(quiet, limits.quiet_frames, strict=False):
-        frontier.quiet(partial, log_prob, partial.at + frames, 0, stopped)
+        frontier.quiet(partial, moves.quiet[place], partial.at + 1, partial.held)
 
 
 def _least(meeting: Meeting, limits: Limits) -> float:
