@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,10 +77,18 @@ def longer(hash: int, label: int) -> int:
     return ((hash * HASH_BASE + label + _TOP) & _MASK) - _TOP
 
 
+class Parents(NamedTuple):
+    """What the rows of texts with one more label follow from; see Rows."""
+
+    predictor: Any
+    scorer: Any
+    hash: Tensor
+
+
 class Arena:
     """The rows of texts; `say` makes rows from those of the parents and labels (N,)."""
 
-    def __init__(self, rows: Rows, say: Callable[[Rows, Tensor], Rows]) -> None:
+    def __init__(self, rows: Rows, say: Callable[[Parents, Tensor], Rows]) -> None:
         self._say, self.size = say, len(rows.hash)
         per_row = max(1, states.bytes_per_stream(rows)) if self.size else 1
         self._most = max(BUDGET // per_row, 8 * self.size)
@@ -102,13 +111,13 @@ class Arena:
                 missing.append(text)
         if not missing:
             return
-        device = self.rows.hash.device
-        label = torch.tensor([text.label for text in missing], device=device)
-        self._add(self._say(self.select(parents), label))
+        place, label = integers([parents, [text.label for text in missing]], self.rows.hash.device)
+        known = Parents(self.rows.predictor, self.rows.scorer, self.rows.hash)
+        self._add(self._say(states.select(known, place), label))
 
     def select(self, rows: Sequence[int]) -> Rows:
         """The rows with these places."""
-        return states.select(self.rows, torch.tensor(rows, dtype=torch.int64, device=self.rows.hash.device))
+        return states.select(self.rows, integers([rows], self.rows.hash.device)[0])
 
     def keep(self, texts: Sequence[Text]) -> None:
         """Make the rows of `texts` and drop all others."""
@@ -130,6 +139,11 @@ class Arena:
 
     def _take(self, rows: Rows) -> None:
         self.rows, self._leaves, self._room = rows, states.leaves(rows), len(rows.hash)
+
+
+def integers(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(R, N) int64; faster than torch reads lists."""
+    return torch.from_numpy(np.array(rows, dtype=np.int64)).to(device)
 
 
 def _with_room(x: Tensor, more: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from asr import state as states
 from asr.errors import StreamingError
 from asr.lms.base import Scorer
-from asr.search.arena import HASH_BASE, NOTHING, Arena, Heard, Rows, Text
+from asr.search.arena import HASH_BASE, NOTHING, Arena, Heard, Parents, Rows, Text, integers
 from asr.search.frontier import Frontier, Partial
 from asr.search.fusion import Fusion
 from asr.search.history import Tails, capacity, pack, unpack, unpack_some
@@ -281,7 +281,7 @@ class BeamSearch:
         self, row: list[int], frame: list[int], held: list[int], projected: Tensor, rows: Rows
     ) -> Moves:
         """What the texts of rows may do on frames, holding labels."""
-        row_, frame_, held_ = torch.tensor([row, frame, held], device=projected.device).unbind()
+        row_, frame_, held_ = integers([row, frame, held], projected.device)
         heard, said = projected.index_select(0, frame_), rows.projected.index_select(0, row_)
         logits = self.model.joiner.combine(heard, said)
         added = rows.next.index_select(0, row_)
@@ -315,7 +315,7 @@ class BeamSearch:
         scores[:, self.model.blank] = NOTHING
         return scores
 
-    def _say(self, rows: Rows, label: Tensor) -> Rows:
+    def _say(self, rows: Rows | Parents, label: Tensor) -> Rows:
         """The rows after a label (N,)."""
         y, predictor = self.model.predictor(label[:, None], rows.predictor)
         scorer = self.scorer.advance(rows.scorer, label)

@@ -47,17 +47,10 @@ class Partial:
     stopped: int = 0
     """Frames where the bound kept it from a further label."""
 
-    @property
-    def heard(self) -> tuple[Moves, int]:
-        """What it may do, as the row of some moves."""
-        heard = self.text.heard[self.held]
-        return heard.moves, heard.base + self.at
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has not heard the frame that it is on."""
-        heard = self.text.heard.get(self.held)
-        return heard is None or not heard.first <= self.at < heard.until
+    moves: Moves | None = None
+    """What it may do on its frame,"""
+    row: int = 0
+    """as which row."""
 
 
 class Extension(NamedTuple):
@@ -100,17 +93,14 @@ class Frontier:
         """Forget all texts but the living."""
         self.texts = {text.hash: text for text in self.living()}
 
-    def quiet(self, partial: Partial, log_prob: float, at: int, held: int, stopped: int = 0) -> None:
-        """A hypothesis comes to a frame without a label."""
-        if log_prob > NOTHING:
-            total, text = partial.log_prob + log_prob, partial.text
-            score = total + text.fused
-            meet(self.meeting, Partial(text, total, at, held, partial.said, score, 0, stopped))
-
-    @property
-    def waits(self) -> bool:
-        """Whether active hypotheses have not heard the frames that they are on."""
-        return any(each.waits for each in self.active)
+    def hears(self) -> bool:
+        """Whether active hypotheses have heard the frames that they are on; then their moves are there."""
+        for each in self.active:
+            heard, at = each.text.heard.get(each.held), each.at
+            if heard is None or not heard.first <= at < heard.until:
+                return False
+            each.moves, each.row = heard.moves, heard.base + at
+        return True
 
     def extended(self, extension: Extension, holds: bool) -> Partial:
         """A hypothesis says a label."""
@@ -187,11 +177,10 @@ def extensions(
     """The `width` best labels that hypotheses may say, above a score."""
     found = []
     for partial in active:
-        moves, row = partial.heard
-        ways: Ways | None = getattr(moves, kind)
+        ways: Ways | None = getattr(partial.moves, kind)
         if ways is None:
             return []
-        score = partial.score
+        score, row = partial.score, partial.row
         floor = above - score
         worths = ways.worth
         for place in range(row * ways.most, (row + 1) * ways.most):

@@ -19,6 +19,9 @@ from torch import Tensor
 from asr_kernels import Topology
 from asr_kernels.lattice.topology import Arc
 
+HOLDS = 0
+"""In place of frames: the last label is held on for a frame."""
+
 
 class Ways(NamedTuple):
     """For each of N rows the k labels that are worth most, best first; of row n from place n k on.
@@ -63,8 +66,8 @@ class MoveTable:
         self._blanks = [arc for arc in blanks if arc.frames > 0]
         self._taking = [arc for arc in labels if arc.frames > 0]
         self._staying = [arc for arc in labels if arc.frames == 0]
-        self.quiet_frames = [arc.frames for arc in self._blanks]
-        """Frames that quiet moves consume; if the topology repeats, another one holds on a label for one."""
+        self.quiet_frames = [arc.frames for arc in self._blanks] + [HOLDS] * topology.repeats
+        """Frames that quiet moves consume, or HOLDS."""
 
     def __call__(self, logits: Tensor, added: Tensor, held: Tensor | None) -> Moves:
         """Moves of rows with logits (N, V + extra).
@@ -107,15 +110,14 @@ class MoveTable:
         log_prob = columns[0] if len(arcs) == 1 else torch.cat(columns, dim=1)
         worth = log_prob + (added if len(arcs) == 1 else added.repeat(1, len(arcs)))
         worth, best = worth.topk(min(self.most, worth.shape[1]), dim=1)
-        chosen = log_prob.gather(1, best)
-        label = best if len(arcs) == 1 else best % vocab
-        frames = torch.full_like(best, arcs[0].frames)
-        symbol = chosen
-        if lengths is not None:
-            symbol = labels.gather(1, label)
-            frames = torch.tensor([arc.frames for arc in arcs], device=best.device)[best // vocab]
-        columns = [worth, label, frames, chosen, symbol, added.gather(1, label)]
-        return Ways(worth.shape[1], *map(flat, columns))
+        chosen, many = flat(log_prob.gather(1, best)), best.numel()
+        if len(arcs) == 1 and lengths is None:
+            label, frames, symbol = best, [arcs[0].frames] * many, chosen
+        else:
+            label, consumed = best % vocab, torch.tensor([arc.frames for arc in arcs], device=best.device)
+            frames, symbol = flat(consumed[best // vocab]), flat(labels.gather(1, label))
+        spoken = flat(added.gather(1, label))
+        return Ways(worth.shape[1], flat(worth), flat(label), frames, chosen, symbol, spoken)
 
     def _wants(self, symbols: Tensor, lengths: Tensor | None) -> bool:
         """Of one row; see Moves."""

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from asr.search.arena import NOTHING
 from asr.search.frontier import Frontier, Meeting, Partial, extensions, meet, ranked
 from asr.search.history import EVERY
+from asr.search.moves import HOLDS
 
 
 class Limits(NamedTuple):
@@ -34,6 +35,7 @@ class Limits(NamedTuple):
     margin: float
     max_symbols: int
     quiet_frames: list[int]
+    """Frames that moves without a label consume, or HOLDS."""
     holds: bool
     """Whether labels may be held on."""
 
@@ -54,7 +56,7 @@ def time_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps:
                 frontier.active.append(partial)
         frontier.beam = []
         while frontier.active:
-            if frontier.waits:
+            while not frontier.hears():
                 yield
             _round(frontier, limits)
         frontier.beam, frontier.meeting = ranked(frontier.meeting, limits.width, limits.margin), {}
@@ -85,7 +87,7 @@ def alignment_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps
     """All frames of a recording, `end` of them; what waits beyond them is the beam."""
     frontier.active, frontier.beam = (frontier.beam, []) if end else ([], frontier.beam)
     while frontier.active:
-        if frontier.waits:
+        while not frontier.hears():
             yield
         _lengthen(frontier, limits)
         waiting: Meeting = {}
@@ -114,15 +116,22 @@ def _lengthen(frontier: Frontier, limits: Limits) -> None:
 
 def _be_quiet(frontier: Frontier, partial: Partial, limits: Limits) -> None:
     """All ways without a label."""
-    moves, row = partial.heard
-    stopped, place = partial.stopped, row * (len(limits.quiet_frames) + limits.holds)
+    moves, text, at, stopped = partial.moves, partial.text, partial.at, partial.stopped
+    assert moves is not None
     if partial.count == limits.max_symbols:
-        stopped += moves.wants(row)
+        stopped += moves.wants(partial.row)
+    place = partial.row * len(limits.quiet_frames)
     for frames in limits.quiet_frames:
-        frontier.quiet(partial, moves.quiet[place], partial.at + frames, 0, stopped)
+        log_prob = partial.log_prob + moves.quiet[place]
         place += 1
-    if limits.holds:
-        frontier.quiet(partial, moves.quiet[place], partial.at + 1, partial.held)
+        held = 0
+        if frames == HOLDS:
+            frames, held = 1, partial.held
+        if log_prob > NOTHING:
+            score = log_prob + text.fused
+            meet(
+                frontier.meeting, Partial(text, log_prob, at + frames, held, partial.said, score, 0, stopped)
+            )
 
 
 def _least(meeting: Meeting, limits: Limits) -> float:
