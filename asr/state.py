@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -105,5 +106,11 @@ def _map(function: Callable[..., Tensor], *states: Any) -> Any:
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     assert is_dataclass(first)
     assert not isinstance(first, type), f"a state is a dataclass of tensors, not {type(first).__name__}"
-    values = {f.name: _map(function, *[getattr(s, f.name) for s in states]) for f in fields(first)}
-    return type(first)(**values)
+    names = _field_names(type(first))
+    return type(first)(*[_map(function, *[getattr(s, name) for s in states]) for name in names])
+
+
+@cache
+def _field_names(state: type) -> tuple[str, ...]:
+    """In the order of the arguments that make a state."""
+    return tuple(f.name for f in fields(state))

@@ -33,6 +33,7 @@ from asr.config import Config
 from asr.errors import ConfigError
 from asr.lms.lexicon import Case, Lexicon, build_lexicon, spellings
 from asr.lms.ngram import BEGIN, END, UNKNOWN_WORDS, NgramModel
+from asr.lms.ways import TABLE_ENTRIES, make_ways
 from asr.text.tokenizer import Tokenizer
 
 
@@ -53,20 +54,16 @@ class WordNgramConfig(Config):
 
 @dataclass(frozen=True)
 class WordNgramState:
-    """Where hypotheses are in the lexicon and in the language model; every leaf is (N,)."""
+    """Where hypotheses are in the lexicon and in the language model.
 
-    context: Tensor
-    """int64, of the language model, before the word that is being written."""
-    node: Tensor
-    """int64, of the lexicon."""
-    length: Tensor
-    """int64 labels of the word."""
-    paid: Tensor
-    """float32, what these labels have cost."""
-    ending: Tensor
-    """float32, what it costs to end the word here; 0 for an empty one."""
-    behind: Tensor
-    """int64, the context when it has ended."""
+    Two tensors, as a search copies states more often than it looks into them.
+    """
+
+    places: Tensor
+    """(N, 4) int64: the context of the language model before the word that is being written, the node of the
+    lexicon, the labels of the word, and the context when it has ended."""
+    costs: Tensor
+    """(N, 2) float32: what these labels have cost, and what it costs to end the word, 0 for an empty one."""
 
 
 class WordNgram:
@@ -75,9 +72,17 @@ class WordNgram:
     lexicon: Lexicon
 
     def __init__(
-        self, model: NgramModel, tokenizer: Tokenizer, config: WordNgramConfig | None = None
+        self,
+        model: NgramModel,
+        tokenizer: Tokenizer,
+        config: WordNgramConfig | None = None,
+        *,
+        table_entries: int = TABLE_ENTRIES,
     ) -> None:
-        """Raises ConfigError if the recogniser can write none of the words."""
+        """`table_entries`: see asr.lms.ways.
+
+        Raises ConfigError if the recogniser can write none of the words.
+        """
         self.config = config or WordNgramConfig()
         self.vocab_size = tokenizer.vocab_size
         special = {BEGIN, END, *UNKNOWN_WORDS}
@@ -106,6 +111,7 @@ class WordNgram:
         start, lost = self.lexicon.start_node[self.lexicon.starts], self.lexicon.lost
         first = self._unknown + self.config.penalty if self.config.open else -math.inf
         self._start_scores = torch.where(start == lost, first, self.lexicon.ahead[start])
+        self._ways = make_ways(self.lexicon, table_entries)
         self._is_start = torch.zeros(self.vocab_size, dtype=torch.bool, device=start.device)
         self._is_start[self.lexicon.starts] = True
         self._end = model.ids.get(END)
@@ -120,59 +126,53 @@ class WordNgram:
 
     def initial_state(self, batch: int, device: torch.device | None = None) -> WordNgramState:
         """State of `batch` hypotheses that have said nothing, behind `<s>`."""
-        zeros = torch.zeros(batch, dtype=torch.int64, device=device or self.model.keys.device)
-        nothing, begin = zeros.float(), zeros + self.model.begin
-        return WordNgramState(begin, zeros, zeros, nothing, nothing, begin)
+        device, begin = device or self.model.keys.device, self.model.begin
+        places = torch.tensor([[begin, 0, 0, begin]], device=device).repeat(batch, 1)
+        return WordNgramState(places, torch.zeros(batch, 2, device=device))
 
     def score(self, state: WordNgramState) -> Tensor:
         """(N, V) what every label would pay; 0 for blank."""
-        lexicon, size = self.lexicon, self.vocab_size
-        lost = self._lost(state.length + 1) - state.paid
-        scores = (lost if self.config.open else torch.full_like(lost, -math.inf))[:, None].repeat(1, size)
-        first = lexicon.first.index_select(0, state.node)
-        count = lexicon.first.index_select(0, state.node + 1) - first
-        row = torch.repeat_interleave(count)
-        way = (first - count.cumsum(0) + count).index_select(0, row)
-        way = way + torch.arange(len(row), device=row.device)
-        ahead = lexicon.ahead.index_select(0, lexicon.children.index_select(0, way))
-        place = row * size + lexicon.keys.index_select(0, way) % size
-        scores.view(-1).scatter_(0, place, ahead - state.paid.index_select(0, row))
-        scores.index_copy_(1, lexicon.starts, state.ending[:, None] + self._start_scores)
+        (_, node, length, _), (paid, ending) = state.places.unbind(1), state.costs.unbind(1)
+        scores = self._ways.worth(node)
+        if self.config.open:
+            scores = torch.where(scores == -math.inf, self._lost(length + 1)[:, None], scores)
+        scores -= paid[:, None]
+        scores.index_copy_(1, self.lexicon.starts, ending[:, None] + self._start_scores)
         scores[:, 0] = 0
         return scores
 
     def advance(self, state: WordNgramState, labels: Tensor) -> WordNgramState:
         """State after labels (N,)."""
-        lexicon = self.lexicon
+        context, node, length, behind = state.places.unbind(1)
         starts = self._is_start.index_select(0, labels)
-        context = torch.where(starts, state.behind, state.context)
-        wanted = state.node * self.vocab_size + labels
-        way = torch.searchsorted(lexicon.keys, wanted)
-        there = lexicon.keys.index_select(0, way) == wanted
-        node = torch.where(there, lexicon.children.index_select(0, way), lexicon.lost)
-        node = torch.where(starts, lexicon.start_node.index_select(0, labels), node)
-        length = torch.where(starts, 0, state.length) + (node > 0).long()
+        context = torch.where(starts, behind, context)
+        node = self._ways.follow(node, labels)
+        length = length.masked_fill(starts, 0) + (node > 0)
         return self._state(context, node, length)
 
     def end(self, state: WordNgramState) -> Tensor:
         """(N,) what it costs to end the word and the sentence."""
+        behind, ending = state.places[:, 3], state.costs[:, 1]
         if self._end is None:
-            return state.ending
-        edges = self.model.find(state.behind, torch.full_like(state.behind, self._end))
-        return state.ending + self.model.score(state.behind, edges)
+            return ending
+        edges = self.model.find(behind, torch.full_like(behind, self._end))
+        return ending + self.model.score(behind, edges)
 
     def _state(self, context: Tensor, node: Tensor, length: Tensor) -> WordNgramState:
         words = self.lexicon.words.index_select(0, node)
-        paid = torch.where(
-            node == self.lexicon.lost, self._lost(length), self.lexicon.ahead.index_select(0, node)
-        )
+        unknown = self._lost(length)
+        paid = torch.where(node == self.lexicon.lost, unknown, self.lexicon.ahead.index_select(0, node))
         edges = self.model.find(context, words)
         ending = self.model.score(context, edges) - paid
-        extra = length * self.config.penalty if self.config.open else -math.inf
-        ending = torch.where(words == self.model.unknown, ending + extra, ending)
+        if self.config.open:
+            extra = unknown - self._unknown
+            ending = torch.where(words == self.model.unknown, ending + extra, ending)
+        else:
+            ending = ending.masked_fill(words == self.model.unknown, -math.inf)
         empty = node == 0
         behind = torch.where(empty, context, self.model.follow(edges))
-        return WordNgramState(context, node, length, paid, torch.where(empty, 0.0, ending), behind)
+        costs = torch.stack((paid, ending.masked_fill(empty, 0)), dim=1)
+        return WordNgramState(torch.stack((context, node, length, behind), dim=1), costs)
 
     def _lost(self, length: Tensor) -> Tensor:
         """What unknown words have paid after some labels."""

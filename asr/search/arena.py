@@ -1,26 +1,33 @@
-"""Hypotheses within a frame of beam search: rows in an arena, pointers to them, and the best of them.
+"""Texts of a beam search and the rows that belong to them, each computed once, when somebody asks for it.
 
-What a label changes (predictor, scorers) is computed once per extension and lies in the arena as a row. What
-a frame changes (log-probability, frames left to consume) are small tensors that point to rows.
+What a label changes (predictor, scorers) is a row of tensors, and a function of the labels alone: hypotheses
+that come to the same text, on whatever frame, share it. A text that is dropped before it is asked for costs
+nothing. The rows of all streams lie in one arena, so that those which are missing are made together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asr import state as states
+from asr.search.moves import Moves
 
 NOTHING = -torch.inf
 """The log-probability of a hypothesis that is not there."""
 HASH_BASE = 0x5851F42D4C957F2D
 """Multiplier of the polynomial, modulo 2^64, that tells label sequences apart (Knuth's MMIX generator)."""
-SKIP_BASE, HELD_BASE = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
-"""Odd multipliers of what else tells hypotheses apart."""
+BUDGET = 64_000_000
+"""Bytes of rows above which those that nobody needs any more are dropped."""
+ROOM = 256
+"""Rows for which there is room from the beginning."""
+
+_TOP, _MASK = 1 << 63, (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -32,79 +39,113 @@ class Rows:
     """(N, J) predictor output after the last label, projected for the joiner."""
     scorer: Any
     next: Tensor
-    """(N, V) what the scorers add to each label if it comes next."""
+    """(N, V) what the scorers add to each label if it comes next; minus infinity for blank."""
     hash: Tensor
     """(N,) int64 of all labels."""
 
 
-class Arena:
-    """Rows that hypotheses of a frame point to, and their nodes."""
+@dataclass(slots=True, eq=False)
+class Text:
+    """Labels that a hypothesis of a stream has said; there is one of each as long as it lives."""
 
-    def __init__(self, rows: Rows, nodes: Tensor) -> None:
-        self.blocks, self.nodes = [rows], [nodes]
-
-    def add(self, rows: Rows, nodes: Tensor) -> Tensor:
-        """Pointers (B, K) to further rows."""
-        size = nodes.numel()
-        begin = len(self.blocks) * size
-        self.blocks.append(rows)
-        self.nodes.append(nodes)
-        return torch.arange(begin, begin + size, device=nodes.device).view_as(nodes)
-
-    def gather(self, pointers: Tensor) -> tuple[Rows, Tensor]:
-        """The rows and nodes that are pointed to."""
-        flat = pointers.flatten()
-        nodes = torch.cat([block.flatten() for block in self.nodes])[flat].view_as(pointers)
-        rows = self.blocks[0] if len(self.blocks) == 1 else states.stack(self.blocks)
-        return states.select(rows, flat), nodes
+    hash: int
+    fused: float
+    """What the scorers added."""
+    row: int = -1
+    """Its place in the arena, if it has been made."""
+    parent: Text | None = None
+    """All labels but the last, until the row is made."""
+    label: int = 0
+    """The last one."""
+    heard: dict[int, Heard] = field(default_factory=dict)
+    """What may come next, by the label that is held."""
 
 
-class Active(NamedTuple):
-    """Hypotheses that are extended in a round."""
+class Heard(NamedTuple):
+    """What a text may do on some frames of the chunk, one after the other."""
 
-    log_prob: Tensor  # (B, K)
-    fused: Tensor
-    held: Tensor
-    rows: Rows
-    pointers: Tensor
-    nodes: Tensor
+    moves: Moves
+    first: int
+    """Frame, and the first that is not among them."""
+    until: int
+    base: int
+    """The row of frame 0, if it were among them: that of frame t is t more."""
 
 
-class Waiting(NamedTuple):
-    """Hypotheses for which the frame is over: (B, N)."""
+def longer(hash: int, label: int) -> int:
+    """The hash (int64) of labels with one more, as tensors of int64 have it."""
+    return ((hash * HASH_BASE + label + _TOP) & _MASK) - _TOP
 
-    log_prob: Tensor
-    fused: Tensor
+
+class Parents(NamedTuple):
+    """What the rows of texts with one more label follow from; see Rows."""
+
+    predictor: Any
+    scorer: Any
     hash: Tensor
-    skip: Tensor
-    held: Tensor
-    pointers: Tensor
-    stopped: Tensor  # bool: the bound kept it from a further label
+
+
+class Arena:
+    """The rows of texts; `say` makes rows from those of the parents and labels (N,)."""
+
+    def __init__(self, rows: Rows, say: Callable[[Parents, Tensor], Rows]) -> None:
+        self._say, self.size = say, len(rows.hash)
+        per_row = max(1, states.bytes_per_stream(rows)) if self.size else 1
+        self._most = max(BUDGET // per_row, 8 * self.size)
+        self._take(states.map_tensors(lambda x: _with_room(x, min(ROOM, self._most)), rows))
 
     @property
-    def total(self) -> Tensor:
-        """(B, N) what hypotheses are ranked by."""
-        return self.log_prob + self.fused
+    def full(self) -> bool:
+        """Whether it is time to drop what nobody needs."""
+        return self.size > self._most
+
+    def make(self, texts: Iterable[Text]) -> None:
+        """Make the rows of those that have none."""
+        missing: list[Text] = []
+        parents: list[int] = []
+        for text in texts:
+            if text.row < 0:
+                assert text.parent is not None
+                parents.append(text.parent.row)
+                text.row, text.parent = self.size + len(missing), None
+                missing.append(text)
+        if not missing:
+            return
+        place, label = integers([parents, [text.label for text in missing]], self.rows.hash.device)
+        known = Parents(self.rows.predictor, self.rows.scorer, self.rows.hash)
+        self._add(self._say(states.select(known, place), label))
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """The rows with these places."""
+        return states.select(self.rows, integers([rows], self.rows.hash.device)[0])
+
+    def keep(self, texts: Sequence[Text]) -> None:
+        """Make the rows of `texts` and drop all others."""
+        self.make(texts)
+        kept = list({id(text): text for text in texts}.values())
+        rows = self.select([text.row for text in kept])
+        for row, text in enumerate(kept):
+            text.row = row
+        self.size = len(kept)
+        self._take(states.map_tensors(lambda x: _with_room(x, ROOM), rows))
+
+    def _add(self, rows: Rows) -> None:
+        end = self.size + len(rows.hash)
+        if end > self._room:
+            self._take(states.map_tensors(lambda x: _with_room(x, max(end, self._room)), self.rows))
+        for leaf, new in zip(self._leaves, states.leaves(rows), strict=True):
+            leaf.narrow(0, self.size, end - self.size).copy_(new)
+        self.size = end
+
+    def _take(self, rows: Rows) -> None:
+        self.rows, self._leaves, self._room = rows, states.leaves(rows), len(rows.hash)
 
 
-def best(parts: Sequence[Waiting], width: int, margin: float) -> Waiting:
-    """The `width` best of several, best first, none of them `margin` below the best.
+def integers(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(R, N) int64; faster than torch reads lists."""
+    return torch.from_numpy(np.array(rows, dtype=np.int64)).to(device)
 
-    Equal ones become one, their probabilities added.
-    """
-    every = Waiting(*(torch.cat(column, dim=1) for column in zip(*parts, strict=True)))
-    total = every.total
-    key = every.hash + every.skip * SKIP_BASE + every.held * HELD_BASE
-    there = every.log_prob > NOTHING
-    equal = (key[:, :, None] == key[:, None]) & there[:, None] & there[:, :, None]
-    place = torch.arange(total.shape[1], device=total.device)
-    better = (total[:, None] > total[:, :, None]) | (
-        (total[:, None] == total[:, :, None]) & (place < place[:, None])
-    )
-    log_prob = every.log_prob[:, None].masked_fill(~equal, NOTHING).logsumexp(dim=2)
-    log_prob = log_prob.masked_fill((equal & better).any(dim=2), NOTHING)
-    every = every._replace(log_prob=log_prob)
-    ranked, order = every.total.topk(width, dim=1)
-    chosen = Waiting(*(column.gather(1, order) for column in every))
-    lost = ranked < ranked[:, :1] - margin
-    return chosen._replace(log_prob=chosen.log_prob.masked_fill(lost, NOTHING))
+
+def _with_room(x: Tensor, more: int) -> Tensor:
+    """A copy with further rows (N + more, ...), which hold anything."""
+    return torch.cat((x, x.new_empty(more, *x.shape[1:])))

@@ -1,34 +1,40 @@
-"""Beam search with a transducer: time-synchronous, batched over streams and hypotheses, for every topology.
+"""Beam search with a transducer, batched over streams and hypotheses, for every topology.
 
-On every frame the K hypotheses of a stream are extended in rounds: whoever consumes the frame (blank) waits
-for the next one; the best extensions by a label that does not are the hypotheses of the next round, until
-none of them can come among the K best that wait, or the bound on labels per frame is reached (Graves 2012,
-section 2.5; time-synchronous decoding in Saon et al. 2020). Hypotheses of equal labels are one: their
-probabilities are added. With `max_symbols` 1 it is the search with at most one label per frame.
+Hypotheses of equal labels are one: their probabilities are added. A hypothesis is ranked by
+log p(labels | audio) plus what the scorers (asr.search.fusion) add. The order in which it goes through frames
+and labels is a strategy (asr.search.strategies); with `max_symbols` 1 the time-synchronous one is the search
+with at most one label per frame.
 
-A hypothesis is ranked by log p(labels | audio) plus what the scorers (asr.search.fusion) add. Within a frame
-rows live in an arena and are pointed to; they are gathered once, when the frame is over (asr.search.arena).
+What one stream decides is plain Python (asr.search.frontier). Every stream goes at its own pace, and asks
+about its hypotheses; one step answers all streams: it makes the rows of texts that are new (asr.search.arena)
+and asks the joiner what each hypothesis may do on its frame (asr.search.moves).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asr import state as states
+from asr.errors import StreamingError
 from asr.lms.base import Scorer
-from asr.search.arena import HASH_BASE, NOTHING, Active, Arena, Rows, Waiting, best
+from asr.search.arena import HASH_BASE, NOTHING, Arena, Heard, Parents, Rows, Text, integers
 from asr.search.confidence import PLAIN, ConfidenceConfig
+from asr.search.frontier import Frontier, Partial
 from asr.search.fusion import Fusion, first_of, renewed, repeated
-from asr.search.history import EVERY, Histories, Tails, capacity, pack, unpack
+from asr.search.history import Tails, capacity, pack, unpack, unpack_some
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
 from asr.search.moves import Moves, MoveTable
+from asr.search.strategies import Limits, Steps, alignment_synchronous, time_synchronous
 from asr.transducer import Transducer
+
+WINDOW = 4
+"""Frames that a text hears at once: on CPU about the fastest for letters, alone and in batches of 16."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,9 @@ class Beam:
     """Hypotheses of B streams, K each; those with a log-probability of minus infinity are not there."""
 
     log_prob: Tensor
-    """(B, K) float32: log p(labels, alignments so far | audio)."""
+    """(B, K) float64: log p(labels, alignments so far | audio)."""
     fused: Tensor
-    """(B, K) float32: what the scorers added."""
+    """(B, K) float64: what the scorers added."""
     skip: Tensor
     """(B, K) int64 frames still consumed by the last symbol."""
     held: Tensor
@@ -61,8 +67,49 @@ class BeamState:
     """(B,) int64 encoder frames searched so far."""
 
 
+class _Walk(NamedTuple):
+    """A stream that is searched."""
+
+    frontier: Frontier
+    steps: Steps
+    begin: int
+    """Where its frames begin among those of all streams."""
+    end: int
+    """How many they are."""
+
+    def asks(self, window: int) -> Iterable[_Asked]:
+        """Which texts have to hear what: those that have not heard their frame, or soon will not have."""
+        spans: dict[tuple[int, int], tuple[Text, int, int]] = {}
+        for each in self.frontier.active:
+            key, at = (id(each.text), each.held), each.at
+            _, first, last = spans.get(key, (None, at, at))
+            spans[key] = each.text, min(first, at), max(last, at)
+        for (_, held), (text, first, last) in spans.items():
+            heard = text.heard.get(held)
+            if heard is None or first < heard.first or heard.until < min(last + 2, self.end):
+                until = min(max(last + 2, first + window), self.end)
+                yield _Asked(text, held, self.begin, first, until)
+
+
+class _Asked(NamedTuple):
+    """A text that has to hear frames."""
+
+    text: Text
+    held: int
+    begin: int
+    """Where the frames of its stream begin among those of all."""
+    first: int
+    until: int
+
+
+Synchronous = Literal["time", "alignment"]
+
+
 class BeamSearch:
-    """Time-synchronous beam search; see asr.search.hypothesis.Search."""
+    """Beam search; see asr.search.hypothesis.Search, and asr.search.strategies for `synchronous`.
+
+    By length of alignments recordings are searched whole: further frames raise StreamingError.
+    """
 
     def __init__(
         self,
@@ -72,17 +119,22 @@ class BeamSearch:
         margin: float = 10.0,
         scorer: Scorer | None = None,
         confidence: ConfidenceConfig = PLAIN,
+        synchronous: Synchronous = "time",
+        window: int = WINDOW,
     ) -> None:
         """`margin`: hypotheses this far (nats) below the best of their stream are given up.
 
-        `confidence`: what the tokens' is.
+        `confidence`: what the tokens' is. `window`: frames that a text hears at once; without an influence on
+        what is found.
         """
         assert model.has_transducer
         assert beam >= 1
         assert max_symbols >= 1
         self.model, self.beam, self.max_symbols, self.margin = model, beam, max_symbols, margin
         self.scorer = scorer if scorer is not None else Fusion(model.vocab_size)
-        self.moves = MoveTable(model.topology, model.vocab_size, confidence)
+        self.synchronous, self.window = synchronous, window
+        self.moves = MoveTable(model.topology, model.vocab_size, beam, confidence)
+        self._limits = Limits(beam, margin, max_symbols, self.moves.quiet_frames, model.topology.repeats)
         self._capacity = capacity(max_symbols)
 
     @torch.inference_mode()
@@ -101,10 +153,10 @@ class BeamSearch:
             predictor,
             model.joiner.predictor(y[:, 0]),
             scorer,
-            self.scorer.score(scorer),
+            self._next(scorer),
             zeros.flatten(),
         )
-        log_prob = torch.full((batch, width), NOTHING, device=device)
+        log_prob = torch.full((batch, width), NOTHING, dtype=torch.float64, device=device)
         log_prob[:, 0] = 0
         tails = pack([[[]] * width for _ in range(batch)], self._capacity, device)
         beam = Beam(log_prob, torch.zeros_like(log_prob), zeros, zeros)
@@ -113,28 +165,25 @@ class BeamSearch:
     @torch.inference_mode()
     def __call__(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> SearchOutput:
         """Search the next encoder frames (B, T', E) of every stream."""
-        batch, device = encoded.shape[0], encoded.device
-        projected = self.model.joiner.encoder(encoded)
-        beam, rows, frame = state.beam, states.flatten(state.rows), state.frame
-        tokens: list[list[Token]] = [[] for _ in range(batch)]
-        truncated = torch.zeros(batch, dtype=torch.int64, device=device)
-        histories = Histories(unpack(state.tails))
-        nodes = histories.roots(batch, self.beam, device)
-        begin, ends = state.frame.tolist(), lengths.tolist()
-        for t in range(max(ends, default=0)):
-            present = t < lengths
-            beam, rows, nodes, stopped = self._frame(
-                projected[:, t], present, frame, beam, rows, nodes, histories
+        frames = encoded.shape[1]
+        if self.synchronous == "alignment" and bool((lengths > 0).logical_and(state.frame > 0).any()):
+            raise StreamingError(
+                "search.synchronous=alignment: expected whole recordings, found a stream that goes on; "
+                "use search.synchronous=time"
             )
-            truncated += stopped
-            frame = frame + present
-            force = [t < end and (first + t + 1) % EVERY == 0 for first, end in zip(begin, ends, strict=True)]
-            if any(force):
-                beam, nodes = self._share(beam, nodes, histories, force, tokens)
-        beam, nodes = self._share(beam, nodes, histories, [False] * batch, tokens)
-        tails = pack(histories.tails, self._capacity, device)
-        new = BeamState(beam, states.unflatten(rows, batch, self.beam), tails, frame)
-        return SearchOutput(tokens, new, truncated.tolist())
+        projected = self.model.joiner.encoder(encoded).flatten(0, 1)
+        arena = Arena(states.flatten(state.rows), self._say)
+        frontiers, ends = self._frontiers(state), lengths.tolist()
+        strategy = alignment_synchronous if self.synchronous == "alignment" else time_synchronous
+        walks = [
+            _Walk(frontier, strategy(frontier, end, self._limits), b * frames, end)
+            for b, (frontier, end) in enumerate(zip(frontiers, ends, strict=True))
+        ]
+        self._search(walks, projected, arena)
+        for frontier in frontiers:
+            frontier.share(force=False)
+        new = self._state(frontiers, ends, arena, state.frame + lengths)
+        return SearchOutput([each.tokens for each in frontiers], new, [each.truncated for each in frontiers])
 
     def flush(self, state: BeamState) -> list[list[Token]]:
         """What the best hypothesis has said beyond what was given out, if the stream ends here."""
@@ -151,8 +200,8 @@ class BeamSearch:
 
     def pending(self, state: BeamState) -> list[list[Token]]:
         """What the best hypothesis has said beyond what was given out, so far."""
-        best = state.beam.total.argmax(dim=1).tolist()
-        return [row[k] for row, k in zip(unpack(state.tails), best, strict=True)]
+        best = state.beam.total.argmax(dim=1, keepdim=True)
+        return [tail for (tail,) in unpack_some(state.tails, best)]
 
     @torch.inference_mode()
     def settle(self, state: BeamState) -> Settled:
@@ -160,7 +209,7 @@ class BeamSearch:
         batch, width = state.beam.log_prob.shape
         end = self.scorer.end(states.flatten(state.rows).scorer).view(batch, width)
         best = (state.beam.total + end).argmax(dim=1)
-        tokens = [row[k] for row, k in zip(unpack(state.tails), best.tolist(), strict=True)]
+        tokens = [tail for (tail,) in unpack_some(state.tails, best[:, None])]
         chosen = (torch.arange(batch, device=best.device) * width + best).repeat_interleave(width)
 
         def best_of(x: Tensor) -> Tensor:
@@ -194,165 +243,91 @@ class BeamSearch:
         """(B,) int64: frames searched so far."""
         return state.frame
 
-    def _frame(
-        self,
-        frame: Tensor,
-        present: Tensor,
-        number: Tensor,
-        beam: Beam,
-        rows: Rows,
-        nodes: Tensor,
-        histories: Histories,
-    ) -> tuple[Beam, Rows, Tensor, Tensor]:
-        """The beam after a frame (B, J), which only the streams `present` have; and who was stopped (B,)."""
-        arena = Arena(rows, nodes)
-        pointers = torch.arange(nodes.numel(), device=nodes.device).view_as(nodes)
-        searching = present[:, None] & (beam.skip == 0)
-        waiting = Waiting(
-            beam.log_prob.masked_fill(searching, NOTHING),
-            beam.fused,
-            rows.hash.view_as(nodes),
-            torch.where(present[:, None], (beam.skip - 1).clamp(min=0), beam.skip),
-            beam.held,
-            pointers,
-            torch.zeros_like(searching),
-        )
-        log_prob = beam.log_prob.masked_fill(~searching, NOTHING)
-        active = Active(log_prob, beam.fused, beam.held, rows, pointers, nodes)
-        for said in range(self.max_symbols + 1):
-            logits = self.model.joiner.combine(frame[:, None], active.rows.projected.view(*nodes.shape, -1))
-            moves = self.moves(logits, active.held)
-            last = said == self.max_symbols
-            others = [self._quiet(active, moves, stopped=last)]
-            if moves.taking.shape[-1]:
-                others.append(self._take(active, moves, number, arena, histories))
-            waiting = best([waiting, *others], self.beam, self.margin)
-            if last or not self.moves.stays:
-                break
-            stay = self._stay(active, moves, waiting, number, arena, histories)
-            if stay is None:
-                break
-            active = stay
-        rows, nodes = arena.gather(waiting.pointers)
-        stopped = (waiting.stopped[:, 0] & present).to(torch.int64)
-        return Beam(waiting.log_prob, waiting.fused, waiting.skip, waiting.held), rows, nodes, stopped
+    def _frontiers(self, state: BeamState) -> list[Frontier]:
+        """The hypotheses of every stream, their rows one after the other."""
+        beam, width = state.beam, self.beam
+        columns = (state.frame, beam.log_prob, beam.fused, beam.skip, beam.held, state.rows.hash)
+        streams = zip(unpack(state.tails), *(column.tolist() for column in columns), strict=True)
+        found = []
+        for b, (tails, first, *row) in enumerate(streams):
+            texts: dict[int, Text] = {}
+            partials = []
+            for k, (log_prob, fused, skip, held, hash) in enumerate(zip(*row, strict=True)):
+                if log_prob > NOTHING:
+                    text = texts.setdefault(hash, Text(hash, fused, b * width + k))
+                    partials.append(Partial(text, log_prob, skip, held, k, log_prob + fused))
+            found.append(Frontier(partials, texts, tails, first))
+        return found
 
-    def _quiet(self, active: Active, moves: Moves, stopped: bool) -> Waiting:
-        """Who consumes the frame without a label."""
-        frames = self.moves.quiet_frames.to(active.held.device)
-        log_prob = (active.log_prob[..., None] + moves.quiet).flatten(1)
-        batch, width, ways = moves.quiet.shape
+    def _search(self, walks: Sequence[_Walk], projected: Tensor, arena: Arena) -> None:
+        """Take all streams to the end, with frames (B*T', J)."""
+        done, going_on = object(), walks
+        while going_on := [walk for walk in going_on if next(walk.steps, done) is not done]:
+            self._listen(going_on, projected, arena)
+            if arena.full:
+                arena.keep([text for walk in walks for text in walk.frontier.living()])
+                for walk in walks:
+                    walk.frontier.forget()
 
-        def each(x: Tensor) -> Tensor:
-            return x[..., None].expand(batch, width, ways).flatten(1)
+    def _listen(self, walks: Sequence[_Walk], projected: Tensor, arena: Arena) -> None:
+        """Let the active hypotheses of all streams hear the frames that they are on, and some more."""
+        asked = [each for walk in walks for each in walk.asks(self.window)]
+        arena.make(each.text for each in asked)
+        row, frame, held = list[int](), list[int](), list[int]()
+        for text, label, begin, first, until in asked:
+            count = until - first
+            row += [text.row] * count
+            frame += range(begin + first, begin + until)
+            held += [label] * count
+        moves, base = self._moves(row, frame, held, projected, arena.rows), 0
+        for text, label, _, first, until in asked:
+            text.heard[label] = Heard(moves, first, until, base - first)
+            base += until - first
 
-        held = torch.zeros(batch, width, ways, dtype=torch.int64, device=frames.device)
-        if self.model.topology.repeats:
-            held[..., -1] = active.held
-        return Waiting(
-            log_prob,
-            each(active.fused),
-            each(active.rows.hash.view_as(active.held)),
-            (frames - 1).expand(batch, width, ways).flatten(1),
-            held.flatten(1),
-            each(active.pointers),
-            each(moves.wants & stopped),
-        )
+    def _moves(
+        self, row: list[int], frame: list[int], held: list[int], projected: Tensor, rows: Rows
+    ) -> Moves:
+        """What the texts of rows may do on frames, holding labels."""
+        row_, frame_, held_ = integers([row, frame, held], projected.device)
+        heard, said = projected.index_select(0, frame_), rows.projected.index_select(0, row_)
+        logits = self.model.joiner.combine(heard, said)
+        added = rows.next.index_select(0, row_)
+        return self.moves(logits, added, held_ if self._limits.holds else None)
 
-    def _take(
-        self, active: Active, moves: Moves, number: Tensor, arena: Arena, histories: Histories
-    ) -> Waiting:
-        """Who consumes the frame with a label: the K best."""
-        _, _, vocab, ways = moves.taking.shape
-        added = active.rows.next.view(*active.held.shape, vocab)
-        gain = (active.fused[..., None] + added)[..., None]
-        log_prob = active.log_prob[..., None, None] + moves.taking
-        total, best = (log_prob + gain).flatten(1).topk(self.beam, dim=1)
-        source, label, way = best // (vocab * ways), best // ways % vocab, best % ways
-        frames = self.moves.taking_frames.to(best.device)[way]
-        # A label that a scorer forbids has a probability all the same.
-        chosen = log_prob.flatten(1).gather(1, best).masked_fill(total == NOTHING, NOTHING)
-        extended = self._extend(active, moves, source, label, chosen, number, frames, arena, histories)
-        held = label if self.model.topology.repeats else torch.zeros_like(label)
-        never = torch.zeros_like(label, dtype=torch.bool)
-        hashes = extended.rows.hash.view_as(label)
-        return Waiting(chosen, extended.fused, hashes, frames - 1, held, extended.pointers, never)
+    def _state(
+        self, frontiers: Sequence[Frontier], ends: Sequence[int], arena: Arena, frame: Tensor
+    ) -> BeamState:
+        """What streams remember behind frames `ends` of the chunk."""
+        width, device = self.beam, frame.device
+        arena.make(text for frontier in frontiers for text in frontier.living())
+        numbers, places, pointers, tails = [], [], [], []
+        for frontier, end in zip(frontiers, ends, strict=True):
+            beam = frontier.beam
+            # Places that nobody has get some row.
+            missing = width - len(beam)
+            numbers.append([(each.log_prob, each.text.fused) for each in beam] + [(NOTHING, 0.0)] * missing)
+            places.append([(max(each.at - end, 0), each.held) for each in beam] + [(0, 0)] * missing)
+            pointers += [each.text.row for each in beam] + [beam[0].text.row] * missing
+            tails.append(frontier.said() + [[]] * missing)
+        shape = len(frontiers), width, 2
+        log_prob, fused = torch.tensor(numbers, dtype=torch.float64, device=device).view(shape).unbind(2)
+        skip, held = torch.tensor(places, dtype=torch.int64, device=device).view(shape).unbind(2)
+        rows = states.unflatten(arena.select(pointers), len(frontiers), width)
+        packed = pack(tails, self._capacity, device)
+        return BeamState(Beam(log_prob, fused, skip, held), rows, packed, frame)
 
-    def _stay(
-        self,
-        active: Active,
-        moves: Moves,
-        waiting: Waiting,
-        number: Tensor,
-        arena: Arena,
-        histories: Histories,
-    ) -> Active | None:
-        """The K best that stay on the frame with a label; None if none of them can come among the best."""
-        assert moves.staying is not None
-        vocab = moves.staying.shape[-1]
-        log_prob = (active.log_prob[..., None] + moves.staying).flatten(1)
-        gain = (active.fused[..., None] + active.rows.next.view(*active.held.shape, vocab)).flatten(1)
-        total, best = (log_prob + gain).topk(self.beam, dim=1)
-        # It still has to pay for a blank: what is no better now than the last that waits will not be.
-        least = torch.maximum(waiting.total[:, -1:], waiting.total[:, :1] - self.margin)
-        chosen = log_prob.gather(1, best).masked_fill(total <= least, NOTHING)
-        if not bool((chosen > NOTHING).any()):
-            return None
-        source, label = best // vocab, best % vocab
-        frames = torch.zeros_like(label)
-        return self._extend(active, moves, source, label, chosen, number, frames, arena, histories)
+    def _next(self, scorer: Any) -> Tensor:
+        """(N, V) what the scorers add to each label; blank is none."""
+        scores = self.scorer.score(scorer).float().clone()
+        scores[:, self.model.blank] = NOTHING
+        return scores
 
-    def _extend(
-        self,
-        active: Active,
-        moves: Moves,
-        source: Tensor,
-        label: Tensor,
-        log_prob: Tensor,
-        number: Tensor,
-        frames: Tensor,
-        arena: Arena,
-        histories: Histories,
-    ) -> Active:
-        """Hypotheses `source` (B, K) of those active, each with one more label (B, K)."""
-        # Places that nobody fills get some label: blank is none.
-        label = label.clamp(min=1)
-        added = active.rows.next.view(*source.shape, -1).flatten(1)
-        vocab = added.shape[1] // source.shape[1]
-        fused = active.fused.gather(1, source) + added.gather(1, source * vocab + label)
-        fused = fused.masked_fill(log_prob == NOTHING, 0)
-        spoken = moves.symbols.flatten(1).gather(1, source * vocab + label)
-        sure = moves.confidences.flatten(1).gather(1, source * vocab + label)
-        parents = active.nodes.gather(1, source)
-        first = number[:, None].expand_as(label)
-        nodes = histories.extend(parents, label, first, first + frames.clamp(min=1), spoken, sure)
-        offsets = self.beam * torch.arange(len(source), device=source.device)[:, None]
-        rows = self._say(states.select(active.rows, (offsets + source).flatten()), label.flatten())
-        pointers = arena.add(rows, nodes)
-        return Active(log_prob, fused, torch.zeros_like(label), rows, pointers, nodes)
-
-    def _say(self, rows: Rows, label: Tensor) -> Rows:
+    def _say(self, rows: Rows | Parents, label: Tensor) -> Rows:
         """The rows after a label (N,)."""
         y, predictor = self.model.predictor(label[:, None], rows.predictor)
         scorer = self.scorer.advance(rows.scorer, label)
         projected = self.model.joiner.predictor(y[:, 0])
-        return Rows(predictor, projected, scorer, self.scorer.score(scorer), rows.hash * HASH_BASE + label)
-
-    def _share(
-        self,
-        beam: Beam,
-        nodes: Tensor,
-        histories: Histories,
-        force: Sequence[bool],
-        tokens: list[list[Token]],
-    ) -> tuple[Beam, Tensor]:
-        """Give out what hypotheses share, onto `tokens`; the beam of those that may go on, their nodes."""
-        histories.follow(nodes, beam.log_prob > NOTHING)
-        shared = histories.share(beam.total, force)
-        for given, new in zip(tokens, shared.tokens, strict=True):
-            given += new
-        beam = replace(beam, log_prob=beam.log_prob.masked_fill(~shared.alive, NOTHING))
-        return beam, histories.roots(nodes.shape[0], self.beam, nodes.device)
+        return Rows(predictor, projected, scorer, self._next(scorer), rows.hash * HASH_BASE + label)
 
 
 def _merged(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:

@@ -1,8 +1,9 @@
 """What hypotheses have said, in bounded memory: nodes within a call, tails between calls.
 
-Within a call every extension of a hypothesis is a node with a parent, so that forking costs one number. At
-the end of the call, and at every `EVERY`-th frame of a stream, the nodes are followed back to lists. What all
-hypotheses of a stream share is then given out for good; the rest is their tails, which the state carries.
+Within a call every extension of a hypothesis is a node with a parent, so that forking costs one number (in
+tensors here; the hypotheses of asr.search.frontier are linked themselves). At the end of the call, and at
+every `EVERY`-th frame of a stream, the nodes are followed back to lists. What all hypotheses of a stream
+share is then given out for good; the rest is their tails, which the state carries.
 
 Hypotheses that never agree are made to: at every `EVERY`-th frame those go that differ from the best one in
 what it said more than `WINDOW` labels ago, or are more than `2 * WINDOW` labels longer than what is shared.
@@ -11,10 +12,12 @@ That is decided by the place in the stream alone, so that any chunking gives the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,32 +61,66 @@ def capacity(most_labels: int) -> int:
 
 def pack(tails: TokenLists, size: int, device: torch.device | None = None) -> Tails:
     """Lists to tensors with room for `size` labels."""
-    batch, width = len(tails), len(tails[0]) if tails else 0
-    labels = torch.zeros(batch, width, size, dtype=torch.int64)
-    frames = torch.zeros(batch, width, size, 2, dtype=torch.int64)
-    log_probs = torch.zeros(batch, width, size, 2)
-    lengths = torch.tensor([[len(tail) for tail in row] for row in tails]).reshape(batch, width)
-    for b, row in enumerate(tails):
-        for k, tail in enumerate(row):
-            if tail:
-                n = len(tail)
-                labels[b, k, :n] = torch.tensor([token.id for token in tail])
-                frames[b, k, :n] = torch.tensor([[token.frame, token.end_frame] for token in tail])
-                log_probs[b, k, :n] = torch.tensor([[token.log_prob, token.log_sure] for token in tail])
-    return Tails(labels.to(device), frames.to(device), log_probs.to(device), lengths.to(device))
+    shape = len(tails), len(tails[0]) if tails else 0
+    lengths = np.array([len(tail) for row in tails for tail in row], dtype=np.int64)
+    tokens = [token for row in tails for tail in row for token in tail]
+    # Where each token goes: through the tails one after the other, each of which has `size` places.
+    begin = size * np.arange(len(lengths)) - lengths.cumsum() + lengths
+    place = np.arange(len(tokens)) + np.repeat(begin, lengths)
+    numbers = np.zeros((len(lengths) * size, 3), np.int64)
+    log_probs = np.zeros((len(lengths) * size, 2), np.float32)
+    if tokens:
+        numbers[place] = [token[:3] for token in tokens]
+        log_probs[place] = [(token.log_prob, token.log_sure) for token in tokens]
+    columns = torch.from_numpy(numbers).view(*shape, size, 3).to(device)
+    return Tails(
+        columns[..., 0],
+        columns[..., 1:],
+        torch.from_numpy(log_probs).view(*shape, size, 2).to(device),
+        torch.from_numpy(lengths).view(shape).to(device),
+    )
 
 
 def unpack(tails: Tails) -> TokenLists:
     """Tensors to lists."""
-    longest = int(tails.lengths.max()) if tails.lengths.numel() else 0
-    labels = tails.labels[..., :longest].tolist()
-    frames, log_probs = (x[:, :, :longest].tolist() for x in (tails.frames, tails.log_probs))
+    batch, width = tails.lengths.shape
+    every = torch.arange(width, device=tails.lengths.device).expand(batch, width)
+    return unpack_some(tails, every)
+
+
+def unpack_some(tails: Tails, chosen: Tensor) -> TokenLists:
+    """Tensors to lists, of each stream's hypotheses `chosen` (B, N) int64 alone."""
+    lengths = tails.lengths.gather(1, chosen)
+    longest = int(lengths.max()) if lengths.numel() else 0
+    stream = torch.arange(len(chosen), device=chosen.device)[:, None]
+    labels, frames, log_probs = (
+        column[stream, chosen, :longest].tolist() for column in (tails.labels, tails.frames, tails.log_probs)
+    )
 
     def tail(b: int, k: int, n: int) -> list[Token]:
         columns = zip(labels[b][k][:n], frames[b][k][:n], log_probs[b][k][:n], strict=True)
         return [Token(label, begin, end, *log_probs) for label, (begin, end), log_probs in columns]
 
-    return [[tail(b, k, n) for k, n in enumerate(row)] for b, row in enumerate(tails.lengths.tolist())]
+    return [[tail(b, k, n) for k, n in enumerate(row)] for b, row in enumerate(lengths.tolist())]
+
+
+class Common(NamedTuple):
+    """What became final when the hypotheses of a stream were compared."""
+
+    tokens: list[Token]
+    alive: list[bool]
+    """Hypotheses that may go on."""
+
+
+def share(tails: Sequence[list[Token]], scores: Sequence[float], force: bool) -> Common:
+    """What the hypotheses of a stream, one at least, have in common; `force`: they are made to agree.
+
+    scores: minus infinity for hypotheses that are not there.
+    """
+    there = [score > -math.inf for score in scores]
+    if force:
+        there = _agreeing(tails, there, max(range(len(scores)), key=scores.__getitem__))
+    return Common(_common_beginning([tail for tail, it in zip(tails, there, strict=True) if it]), there)
 
 
 class Histories:
@@ -135,19 +172,15 @@ class Histories:
 
         scores (B, K): minus infinity for hypotheses that are not there.
         """
-        alive, best = scores > -torch.inf, scores.argmax(dim=1).tolist()
-        tokens = []
-        for b, there in enumerate(alive.tolist()):
+        tokens, alive = [], []
+        for b, row in enumerate(scores.tolist()):
             tails = self.tails[b]
-            if force[b]:
-                there = _agreeing(tails, there, best[b])
-                alive[b] = torch.tensor(there, device=alive.device)
-            shared = _common_beginning(
-                [tail for tail, is_there in zip(tails, there, strict=True) if is_there]
-            )
-            tokens.append(shared)
-            self.tails[b] = [tail[len(shared) :] if it else [] for tail, it in zip(tails, there, strict=True)]
-        return Shared(tokens, alive)
+            common = share(tails, row, force[b])
+            tokens.append(common.tokens)
+            alive.append(common.alive)
+            said = len(common.tokens)
+            self.tails[b] = [tail[said:] if it else [] for tail, it in zip(tails, common.alive, strict=True)]
+        return Shared(tokens, torch.tensor(alive, dtype=torch.bool, device=scores.device).view(scores.shape))
 
 
 def _agreeing(tails: Sequence[list[Token]], there: Sequence[bool], best: int) -> list[bool]:

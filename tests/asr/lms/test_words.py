@@ -138,7 +138,7 @@ def test_empty_words_cost_nothing(tmp_path: Path, arpas) -> None:
     assert scorer.end(state).item() == pytest.approx(model.log_prob([])[0], abs=1e-5)
     for label in (boundary, boundary, *tokenizer.encode("ant"), boundary, boundary):
         cost = scorer.score(state)[0, label].item()
-        was_empty = state.length.item() == 0
+        was_empty = state.places[0, 2].item() == 0
         state = scorer.advance(state, torch.tensor([label]))
         if label == boundary and was_empty:
             assert cost == 0
@@ -191,7 +191,7 @@ def test_words_that_become_one_and_words_that_cannot_be_written(tmp_path: Path, 
     state = scorer.initial_state(1)
     for label in TOKENIZERS["char"].encode("an"):
         state = scorer.advance(state, torch.tensor([label]))
-    assert (state.paid + state.ending).item() == pytest.approx(-0.5 * LN10)
+    assert state.costs.sum().item() == pytest.approx(-0.5 * LN10)
     with pytest.raises(ConfigError, match=r"can write none of the 5 words .*\(an AN An Ünder dan, ...\)"):
         WordNgram(model, TOKENIZERS["char"], WordNgramConfig(case="upper"))
 
