@@ -26,6 +26,7 @@ from asr.endpoint import EndpointConfig, Rule
 from asr.errors import StreamingError
 from asr.lengths import samples_to_seconds
 from asr.search import Token
+from asr.search.beam import WHOLE_ONLY
 from asr.transcript import Transcript, make_transcript
 from asr.vad import VoiceActivity
 
@@ -78,6 +79,8 @@ class Session:
     ) -> None:
         encoder = recognizer.network.encoder
         encoder.require_streaming()
+        if not recognizer.streaming:
+            raise StreamingError(WHOLE_ONLY)
         self._recognizer, self._name, self._endpoint, self._voice = recognizer, name, endpoint, voice
         self._resampler = Resampler(sample_rate, recognizer.sample_rate)
         self._state: StreamState | None = recognizer.initial_state()
