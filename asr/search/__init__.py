@@ -14,6 +14,7 @@ from asr.search.ctc import CtcGreedySearch
 from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.greedy import GreedySearch
 from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Settled, Token
+from asr.search.lattice import LatticeSearch
 from asr.search.scorers import FusionConfig, build_scorer
 from asr.search.whole import SearchResult, search_whole
 from asr.transducer import Transducer
@@ -22,12 +23,13 @@ from asr.transducer import Transducer
 class SearchConfig(Config):
     """How hypotheses are found."""
 
-    method: Literal["greedy", "beam"] = "greedy"
-    """greedy: the best symbol at every step. beam: several hypotheses, which scorers can take part in."""
+    method: Literal["greedy", "beam", "lattice"] = "greedy"
+    """greedy: the best symbol at every step. beam: several hypotheses, which scorers can take part in.
+    lattice: k2's search, where k2 is installed, for stateless predictors and CTC."""
     beam: int = Field(4, ge=1, le=64)
-    """Hypotheses per stream (beam)."""
+    """Hypotheses per stream (beam, lattice)."""
     margin: float = Field(10.0, gt=0)
-    """Hypotheses this far (nats) below the best are given up (beam)."""
+    """Hypotheses this far (nats) below the best are given up (beam, lattice)."""
 
     head: Literal["auto", "transducer", "ctc"] = "auto"
     """Which head decodes; `auto` takes the transducer if the model has one."""
@@ -42,9 +44,10 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
 
     `scorer` adds to the scores of hypotheses (asr.search.fusion), which needs several of them: method beam.
     """
-    if scorer is not None and config.method == "greedy":
+    if scorer is not None and config.method != "beam":
         raise ConfigError(
-            "search.method=greedy: expected beam with a language model or hotwords; use search.method=beam"
+            f"search.method={config.method}: expected beam with a language model or hotwords; "
+            "use search.method=beam"
         )
     head = config.head if config.head != "auto" else ("transducer" if model.has_transducer else "ctc")
     if head == "transducer":
@@ -52,11 +55,15 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
             raise ConfigError("search.head=transducer: this model has only a CTC head; use search.head=ctc")
         if config.method == "beam":
             return BeamSearch(model, config.beam, config.max_symbols, config.margin, scorer)
+        if config.method == "lattice":
+            return LatticeSearch(model, False, config.beam, config.margin)
         return GreedySearch(model, config.max_symbols)
     if model.ctc is None:
         raise ConfigError("search.head=ctc: this model has no CTC head; use search.head=transducer")
     if config.method == "beam":
         return CtcBeamSearch(model, config.beam, margin=config.margin, scorer=scorer)
+    if config.method == "lattice":
+        return LatticeSearch(model, True, config.beam, config.margin)
     return CtcGreedySearch(model)
 
 
@@ -67,6 +74,7 @@ __all__ = [
     "FusionConfig",
     "GreedySearch",
     "Hypothesis",
+    "LatticeSearch",
     "Search",
     "SearchConfig",
     "SearchOutput",
