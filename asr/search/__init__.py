@@ -15,6 +15,7 @@ from asr.search.ctc import CtcGreedySearch
 from asr.search.ctc_beam import CtcBeamSearch
 from asr.search.greedy import GreedySearch
 from asr.search.hypothesis import Hypothesis, Search, SearchOutput, Settled, Token
+from asr.search.lattice import LatticeSearch
 from asr.search.rescore import RescoreWeights
 from asr.search.scorers import FusionConfig, build_scorer
 from asr.search.second_pass import SecondPass
@@ -26,12 +27,13 @@ from asr.transducer import Transducer
 class SearchConfig(Config):
     """How hypotheses are found."""
 
-    method: Literal["greedy", "beam"] = "greedy"
-    """greedy: the best symbol at every step. beam: several hypotheses, which scorers can take part in."""
+    method: Literal["greedy", "beam", "lattice"] = "greedy"
+    """greedy: the best symbol at every step. beam: several hypotheses, which scorers can take part in.
+    lattice: k2's search, where k2 is installed, for stateless predictors and CTC."""
     beam: int = Field(4, ge=1, le=64)
-    """Hypotheses per stream (beam)."""
+    """Hypotheses per stream (beam, lattice)."""
     margin: float = Field(10.0, gt=0)
-    """Hypotheses this far (nats) below the best are given up (beam)."""
+    """Hypotheses this far (nats) below the best are given up (beam, lattice)."""
 
     head: Literal["auto", "transducer", "ctc"] = "auto"
     """Which head decodes; `auto` takes the transducer if the model has one."""
@@ -59,9 +61,10 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
 
     `scorer` adds to the scores of hypotheses (asr.search.fusion), which needs several of them: method beam.
     """
-    if scorer is not None and config.method == "greedy":
+    if scorer is not None and config.method != "beam":
         raise ConfigError(
-            "search.method=greedy: expected beam with a language model or hotwords; use search.method=beam"
+            f"search.method={config.method}: expected beam with a language model or hotwords; "
+            "use search.method=beam"
         )
     head = config.head if config.head != "auto" else ("transducer" if model.has_transducer else "ctc")
     if head == "transducer":
@@ -71,6 +74,8 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
             return BeamSearch(
                 model, config.beam, config.max_symbols, config.margin, scorer, config.confidence
             )
+        if config.method == "lattice":
+            return LatticeSearch(model, False, config.beam, config.margin)
         return GreedySearch(model, config.max_symbols, confidence=config.confidence)
     if model.ctc is None:
         raise ConfigError("search.head=ctc: this model has no CTC head; use search.head=transducer")
@@ -78,6 +83,8 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
         return CtcBeamSearch(
             model, config.beam, margin=config.margin, scorer=scorer, confidence=config.confidence
         )
+    if config.method == "lattice":
+        return LatticeSearch(model, True, config.beam, config.margin)
     return CtcGreedySearch(model, config.confidence)
 
 
@@ -88,9 +95,9 @@ def build_second_pass(config: SearchConfig, model: Transducer, tokenizer: Tokeni
     """
     if not config.second_pass:
         return None
-    if config.method == "greedy":
+    if config.method != "beam":
         raise ConfigError(
-            "search.method=greedy: expected beam with search.rescore, search.mbr or search.nbest; "
+            f"search.method={config.method}: expected beam with search.rescore, search.mbr or search.nbest; "
             "use search.method=beam"
         )
     return SecondPass(model, tokenizer, config.rescore, config.mbr)
@@ -104,6 +111,7 @@ __all__ = [
     "FusionConfig",
     "GreedySearch",
     "Hypothesis",
+    "LatticeSearch",
     "RescoreWeights",
     "Search",
     "SearchConfig",
