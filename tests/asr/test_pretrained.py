@@ -12,6 +12,7 @@ import asr
 from asr.errors import ModelError
 from asr.pretrained import pretrained
 from asr.recognizer import Recognizer
+from asr.train.finetune import finetune_recipe
 
 RATE = 16000
 
@@ -27,6 +28,11 @@ def test_it_is_small_and_has_a_card_with_what_was_measured() -> None:
     card = (pretrained() / "README.md").read_text()
     for word in ("WER", "speechocean762", "kathleen", "licence"):
         assert word in card
+
+
+def test_its_recipe_needs_nothing_of_where_it_was_trained() -> None:
+    augment = finetune_recipe(pretrained()).augment
+    assert (augment.noise.source, augment.reverb.source) == (None, None)
 
 
 def test_it_hears_live_what_it_hears_in_files(english: Recognizer, speech_like) -> None:
