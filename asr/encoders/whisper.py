@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -36,11 +36,8 @@ from asr.layers.window import WindowState
 class WhisperEncoderConfig(ChunkedEncoderConfig):
     """Whisper's encoder; the defaults are those of its size `tiny`."""
 
-    OWN: ClassVar[dict[str, Any]] = {
-        "subsampling": SubsamplingConfig(factor=2),
-        "lookahead": 0,
-        "positions": "none",
-    }
+    OWN: ClassVar = ("subsampling", "lookahead", "positions")
+    """What is as it is."""
 
     kind: Literal["whisper"] = "whisper"
     dim: int = Field(384, ge=4)
@@ -55,8 +52,8 @@ class WhisperEncoderConfig(ChunkedEncoderConfig):
 
     @model_validator(mode="after")
     def _as_it_is(self) -> Self:
-        for name, own in self.OWN.items():
-            if getattr(self, name) != own:
+        for name in self.OWN:
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"a Whisper encoder has {name} of its own: leave {name} out")
         return self
 

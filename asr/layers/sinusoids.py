@@ -5,7 +5,7 @@
 is what Whisper adds to its frames (Vaswani et al. 2017, section 3.5), for `PERIOD` frames at most; here t is
 what is left of the position after division by that. What was tried instead, every w_i moved to a whole number
 of cycles per period, so that no two neighbours are farther apart than others, is further from what Whisper
-knows than a jump every 30 seconds (egs/english/README.md).
+knows than a jump every 30 seconds (asr/encoders/README.md).
 """
 
 from __future__ import annotations

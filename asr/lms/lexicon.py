@@ -68,6 +68,13 @@ class Lexicon(NamedTuple):
         """The node of words that are none."""
         return len(self.words) - 1
 
+    @property
+    def is_start(self) -> Tensor:
+        """(V,) bool: which labels begin a word."""
+        found = torch.zeros_like(self.start_node, dtype=torch.bool)
+        found[self.starts] = True
+        return found
+
 
 def spellings(
     words: Iterable[tuple[int, str, float]], tokenizer: Tokenizer, case: Case

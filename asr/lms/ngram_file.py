@@ -31,18 +31,20 @@ ARRAYS = {
     "suffix": torch.int32,
     "chain": torch.float32,
 }
-_COMPACT = {
-    "next": torch.int32,
-    "edges": torch.int32,
-    "scores": torch.float16,
-    "after": torch.int32,
-    "suffix": torch.int32,
-    "chain": torch.float16,
+_SHORT = (torch.int32, torch.uint16)
+"""Counts and words are kept in 16 bits where they fit."""
+_FORMS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
+    PLAIN: {name: (dtype,) for name, dtype in ARRAYS.items()},
+    COMPACT: {
+        "next": _SHORT,
+        "edges": _SHORT,
+        "scores": (torch.float16,),
+        "after": (torch.int32,),
+        "suffix": (torch.int32,),
+        "chain": (torch.float16,),
+    },
 }
-_FORMS = {PLAIN: ARRAYS, COMPACT: _COMPACT}
-_SMALL = {"next", "edges"}
-"""Kept in 16 bits where they fit."""
-_SHORTEST = {torch.int32: torch.uint16}
+"""The dtypes that each array may have."""
 
 
 class NgramFile(NamedTuple):
@@ -80,10 +82,9 @@ def read_ngram(path: Path) -> NgramFile:
             words = tuple(tensors.pop("words").numpy().tobytes().decode().split("\n"))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a readable n-gram model ({error}); make it again") from error
-    for name, dtype in _FORMS[form].items():
-        accepted = {dtype, _SHORTEST.get(dtype, dtype)} if name in _SMALL else {dtype}
-        if tensors[name].dtype not in accepted or tensors[name].dim() != 1:
-            raise ModelError(f"{path}: expected {name} of {dtype}, found {tensors[name].dtype}")
+    for name, dtypes in _FORMS[form].items():
+        if tensors[name].dtype not in dtypes or tensors[name].dim() != 1:
+            raise ModelError(f"{path}: expected {name} of {dtypes[0]}, found {tensors[name].dtype}")
     if form == COMPACT:
         tensors = _unpacked(path, tensors, len(words))
     return NgramFile(order, words, tensors)

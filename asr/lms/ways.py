@@ -84,14 +84,13 @@ class Listed(NamedTuple):
 def make_ways(lexicon: Lexicon, table_entries: int = TABLE_ENTRIES) -> Ways:
     """The ways of a lexicon, as a table of that many entries at most."""
     nodes, size, lost = len(lexicon.words), len(lexicon.start_node), lexicon.lost
-    is_start = torch.zeros_like(lexicon.start_node, dtype=torch.bool)
-    is_start[lexicon.starts] = True
     if nodes * size > table_entries:
         ahead = lexicon.ahead[lexicon.children]
         way = lexicon.keys, lexicon.children, lexicon.first, lexicon.keys % size, ahead
-        return Listed(*way, lexicon.start_node, is_start)
-    children = torch.full((nodes * size,), lost, dtype=torch.int32, device=is_start.device)
-    worths = torch.full((nodes * size,), -torch.inf, device=is_start.device)
+        return Listed(*way, lexicon.start_node, lexicon.is_start)
+    device = lexicon.start_node.device
+    children = torch.full((nodes * size,), lost, dtype=torch.int32, device=device)
+    worths = torch.full((nodes * size,), -torch.inf, device=device)
     keys, inside = lexicon.keys[:-1], lexicon.children[:-1]  # the last is none
     children[keys], worths[keys] = inside.int(), lexicon.ahead[inside]
     table = children.view(nodes, size)

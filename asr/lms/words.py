@@ -112,8 +112,7 @@ class WordNgram:
         first = self._unknown + self.config.penalty if self.config.open else -math.inf
         self._start_scores = torch.where(start == lost, first, self.lexicon.ahead[start])
         self._ways = make_ways(self.lexicon, table_entries)
-        self._is_start = torch.zeros(self.vocab_size, dtype=torch.bool, device=start.device)
-        self._is_start[self.lexicon.starts] = True
+        self._is_start = self.lexicon.is_start
         self._end = model.ids.get(END)
 
     def report(self) -> str:

@@ -45,11 +45,6 @@ def read_transcripts(path: Path | str) -> dict[str, str]:
     return {line.id: line.text for line in read_transcript_lines(path)}
 
 
-def read_words(path: Path | str) -> dict[str, tuple[HeardWord, ...]]:
-    """Return the words of every utterance that has some; raises ManifestError naming file and line."""
-    return {line.id: line.words for line in read_transcript_lines(path) if line.words}
-
-
 def read_speakers(path: Path | str) -> dict[str, str]:
     """Return the speaker of every utterance that has one; raises ManifestError naming file and line."""
     return {line.id: line.speaker for line in read_transcript_lines(path) if line.speaker is not None}

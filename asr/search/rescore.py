@@ -20,10 +20,11 @@ from torch import Tensor
 from asr.config import Config
 from asr.encoders import EncoderOutput
 from asr.errors import ConfigError
+from asr.losses import Transcripts, transducer_loss
 from asr.search.align import Head, padded
 from asr.search.hypothesis import Hypothesis
 from asr.transducer import Transducer
-from asr_kernels import ctc_loss, fused_rnnt_loss
+from asr_kernels import ctc_loss
 
 ROWS = 8
 """Hypotheses that are scored at once: the memory of a lattice each."""
@@ -131,16 +132,8 @@ def _by_ctc(model: Transducer, frames: Tensor, labels: Sequence[Sequence[int]]) 
 def _by_transducer(model: Transducer, frames: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
     targets, target_lengths = padded(labels, model.blank, frames.device)
     joiner = model.joiner.projected(frames.expand(len(labels), -1, -1), model.predictor.whole(targets))
-    lengths = _same(frames, targets)
-    return -fused_rnnt_loss(
-        *joiner.one_dtype()[:4],
-        targets,
-        lengths,
-        target_lengths,
-        model.blank,
-        activation=joiner.activation,
-        topology=model.topology,
-    )
+    to = Transcripts(targets, _same(frames, targets), target_lengths, model.blank)
+    return -transducer_loss(model.config.loss.transducer.probability, joiner, to, None)
 
 
 def _same(frames: Tensor, targets: Tensor) -> Tensor:

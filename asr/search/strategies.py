@@ -19,7 +19,7 @@ goes on when they have. So streams need not keep step: what all of them wait for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import NamedTuple
 
 from asr.search.arena import NOTHING
@@ -41,7 +41,6 @@ class Limits(NamedTuple):
 
 
 Steps = Generator[None, None, None]
-Strategy = Callable[[Frontier, int, Limits], Steps]
 
 
 def time_synchronous(frontier: Frontier, end: int, limits: Limits) -> Steps:

@@ -94,8 +94,11 @@ def train_batch(
         for tensor in (batch.features, batch.feature_lengths, batch.targets, batch.target_lengths)
     )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    with clock("search"):
-        n_best = _n_best(network, batch, features, lengths, step, tokenizer, autocast)
+    n_best = None
+    if _finds_hypotheses(network, batch, step):
+        assert tokenizer is not None, "word errors are counted in texts"
+        with clock("search"):
+            n_best = _n_best(network, batch, features, lengths, tokenizer, autocast)
     _seed(device, seed, batch.seed)
     with clock("encoder"), autocast:
         encoded = network.encode(features, lengths, step=step)
@@ -117,21 +120,22 @@ def train_batch(
     return BatchResult(float(total.detach()), labels, lost, batch.duration_s, planned, batch.corrupt)
 
 
+def _finds_hypotheses(network: Transducer, batch: Batch, step: int | None) -> bool:
+    """Whether the network is trained on word errors at this step."""
+    loss = network.config.loss
+    own_step = loss.transducer.own_step(step)
+    return loss.mwer.weight > 0 and not batch.empty and (own_step is None or own_step >= 0)
+
+
 def _n_best(
     network: Transducer,
     batch: Batch,
     features: Tensor,
     lengths: Tensor,
-    step: int | None,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     autocast: torch.autocast,
-) -> NBest | None:
-    """The hypotheses of every row of features, if the network is trained on them at this step."""
-    loss = network.config.loss
-    own_step = loss.transducer.own_step(step)
-    if not loss.mwer.weight or batch.empty or (own_step is not None and own_step < 0):
-        return None
-    assert tokenizer is not None, "word errors are counted in texts"
+) -> NBest:
+    """The hypotheses of every row of features."""
     cut = zip(batch.targets.tolist(), batch.target_lengths.tolist(), strict=True)
     references = [row[:length] for row, length in cut] * batch.views
     return find_n_best(

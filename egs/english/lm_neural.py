@@ -35,26 +35,6 @@ def awd() -> LmRecipe:
     )
 
 
-def small() -> LmRecipe:
-    """AWD-LSTM of 0.6 million parameters that sees millions of letters once: nothing is dropped."""
-    return LmRecipe(
-        name="English letters, small LSTM",
-        network=AwdLstmConfig(
-            dim=128,
-            hidden=256,
-            layers=2,
-            embedding_dropout=0.0,
-            input_dropout=0.0,
-            hidden_dropout=0.0,
-            output_dropout=0.0,
-            weight_drop=0.0,
-        ),
-        batches=TextBatchesConfig(max_labels=4096, dev_every=200),
-        optimizer=OptimizerConfig(lr=4e-3, warmup_steps=200, weight_decay=1e-3),
-        training=TrainingConfig(epochs=1, keep_best=3, clip_norm=1.0, threads=1),
-    )
-
-
 def awd_nt_asgd() -> LmRecipe:
     """The same, optimised as in the paper."""
     base = awd()
@@ -77,4 +57,24 @@ def transformer() -> LmRecipe:
         batches=TextBatchesConfig(max_labels=4096),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=300),
         training=TrainingConfig(epochs=12, keep_best=3, clip_norm=1.0),
+    )
+
+
+def small() -> LmRecipe:
+    """AWD-LSTM of 0.6 million parameters that sees millions of letters once: nothing is dropped."""
+    return LmRecipe(
+        name="English letters, small LSTM",
+        network=AwdLstmConfig(
+            dim=128,
+            hidden=256,
+            layers=2,
+            embedding_dropout=0.0,
+            input_dropout=0.0,
+            hidden_dropout=0.0,
+            output_dropout=0.0,
+            weight_drop=0.0,
+        ),
+        batches=TextBatchesConfig(max_labels=4096, dev_every=200),
+        optimizer=OptimizerConfig(lr=4e-3, warmup_steps=200, weight_decay=1e-3),
+        training=TrainingConfig(epochs=1, keep_best=3, clip_norm=1.0, threads=1),
     )
