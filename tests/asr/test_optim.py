@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from asr.errors import ConfigError
+from asr.train.checkpoint import Progress
+from asr.train.distributed import World
+from asr.train.learner import Learner
 from asr.train.optim import OptimizerConfig, build_optimizer
+from asr.train.recipe import Recipe, TrainingConfig
 
 
 def network() -> nn.Module:
@@ -50,3 +54,19 @@ def test_a_rate_of_nothing_is_refused() -> None:
     ):
         build_optimizer(OptimizerConfig(rates={"encoder": 0.5, "enc": 0.5}), network())
     assert isinstance(build_optimizer(OptimizerConfig(rates={"encoder": 1}), network()), torch.optim.AdamW)
+
+
+def test_a_step_is_as_long_as_its_rate() -> None:
+    """Adam's first step is the learning rate itself, whatever the gradient."""
+    model = network()
+    optimizer = OptimizerConfig(lr=0.1, warmup_steps=0, weight_decay=0, rates={"encoder.low": 0.1})
+    recipe = Recipe(optimizer=optimizer, training=TrainingConfig(clip_norm=1e9))
+    learner = Learner(model, recipe, World(torch.device("cpu")))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert learner.update(1, Progress(total_steps=10)).lr == pytest.approx(0.1)
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs()
+        expected = 0.01 if name.startswith("encoder.low") else 0.1
+        torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-4, atol=0)
