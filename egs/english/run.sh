@@ -31,7 +31,7 @@ fi
 own=(${set:+$(printf -- '--set %s ' $set)})
 if run 3 && [[ -n $whisper ]]; then
   [[ -d $exp/begin ]] || python "$here/whisper.py" "$whisper" "$exp/begin"
-  # First the new parts, almost alone: what they ask for before they know anything would spoil the encoder.
+  # First the new parts, almost alone: what they ask for before they know anything is of no use to the encoder.
   step "$exp/head" finetune "$exp/begin" --data "$data" "${noise[@]}" --set training.epochs=2 \
     --set optimizer.lr=2e-3 --set "optimizer.rates={encoder: 0.02}" "${own[@]}"
   step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
