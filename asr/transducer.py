@@ -116,6 +116,16 @@ class Transducer(nn.Module):
         out: EncoderOutput = encoder(self.norm(features), feature_lengths, state)
         return out
 
+    def encode_views(
+        self, features: Tensor, feature_lengths: Tensor, views: int, step: int | None = None
+    ) -> EncoderOutput:
+        """Encode whole utterances (views * B, T, D) in training, each view in a mode of its own."""
+        features = self.norm(features)
+        parts = zip(features.chunk(views), feature_lengths.chunk(views), strict=True)
+        encoded = [self.encoder.at_step(step, view)(*part) for view, part in enumerate(parts)]
+        y, y_lengths = (torch.cat(tensors) for tensors in list(zip(*encoded, strict=True))[:2])
+        return EncoderOutput(y, y_lengths, None)
+
     def losses(
         self,
         encoded: Tensor,

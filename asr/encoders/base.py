@@ -41,6 +41,11 @@ class EncoderOutput(NamedTuple):
     """State for the next chunk; None if none was passed in."""
 
 
+def draws(step: int, view: int) -> torch.Generator:
+    """What is drawn of modes in training: the same in all processes, another for each step and view."""
+    return torch.Generator().manual_seed(step + (view << 42))
+
+
 class Encoder(nn.Module, ABC):
     """Base of all encoders; subclasses set the attributes and implement `encode` and `initial_state`."""
 
@@ -153,10 +158,11 @@ class Encoder(nn.Module, ABC):
         view.step_outputs = whole_frames(latency.chunk_s, self.subsampling * self.frame_shift_s)
         return view
 
-    def at_step(self, step: int | None) -> Encoder:
+    def at_step(self, step: int | None, view: int = 0) -> Encoder:
         """What the next batch of training goes through: the same network, maybe in another of its modes.
 
-        `step` is the optimiser step, for what warms up; None is after that.
+        `step` is the optimiser step, for what warms up; None is after that. Of an utterance in several
+        views (asr.losses.consistency), each may go through a mode of its own.
         """
         return self
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr import state as states
-from asr.encoders.base import Encoder, EncoderOutput
+from asr.encoders.base import Encoder, EncoderOutput, draws
 from asr.encoders.latency import Latency, context_for, trained_latencies
 from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
@@ -218,15 +218,16 @@ class ChunkedEncoder(Encoder):
         """Seconds of a frame that enters the stack."""
         return self.entrance.factor * self.frame_shift_s
 
-    def at_step(self, step: int | None) -> Self:
-        """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew for each step.
+    def at_step(self, step: int | None, view: int = 0) -> Self:
+        """See Encoder.at_step: with one of the contexts that it is trained for, drawn anew for each step and
+        view.
 
-        The draw depends on the step alone: processes that train together all hear the same context.
+        The draw depends on them alone: processes that train together all hear the same context.
         """
         contexts = self.config.contexts
         if len(contexts) == 1 or (step is not None and step < self.config.context_warmup_steps):
             return self
-        generator = torch.default_generator if step is None else torch.Generator().manual_seed(step)
+        generator = torch.default_generator if step is None else draws(step, view)
         return self.with_context(contexts[int(torch.randint(len(contexts), (), generator=generator))])
 
     @property

@@ -117,13 +117,13 @@ class LstmEncoder(Encoder):
         """See Encoder.why_not_streaming."""
         return "it is bidirectional and needs the whole utterance"
 
-    def at_step(self, step: int | None) -> Self:
+    def at_step(self, step: int | None, view: int = 0) -> Self:
         """See Encoder.at_step: of the layers, those that have joined."""
         if step is None or not self.config.layer_steps:
             return self
-        view = copy.copy(self)
-        view.depth = min(1 + step // self.config.layer_steps, self.config.layers)
-        return view
+        mode = copy.copy(self)
+        mode.depth = min(1 + step // self.config.layer_steps, self.config.layers)
+        return mode
 
     def check_steps(self, steps: int) -> None:
         """See Encoder.check_steps: all layers have to join before the end."""

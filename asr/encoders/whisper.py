@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr.encoders.base import draws
 from asr.encoders.chunked import ChunkedEncoder, ChunkedEncoderConfig, ChunkedState, Layer, Seen
 from asr.layers.attention import AttentionState, PositionKind, SelfAttention
 from asr.layers.convolution import StreamingConvolution
@@ -126,12 +127,11 @@ class WhisperEncoder(ChunkedEncoder):
         self.anywhere: torch.Generator | None = None
         """Draws where utterances begin; without it, at 0."""
 
-    def at_step(self, step: int | None) -> Self:
+    def at_step(self, step: int | None, view: int = 0) -> Self:
         """See Encoder.at_step; and some utterances begin anywhere."""
-        view = copy.copy(super().at_step(step))
-        seed = int(torch.randint(1 << 40, ())) if step is None else step
-        view.anywhere = torch.Generator().manual_seed(seed)
-        return view
+        mode = copy.copy(super().at_step(step, view))
+        mode.anywhere = draws(int(torch.randint(1 << 40, ())) if step is None else step, view)
+        return mode
 
     def enter(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EntranceOutput:
         """See ChunkedEncoder.enter."""

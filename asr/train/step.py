@@ -101,7 +101,7 @@ def train_batch(
             n_best = _n_best(network, batch, features, lengths, tokenizer, autocast)
     _seed(device, seed, batch.seed)
     with clock("encoder"), autocast:
-        encoded = network.encode(features, lengths, step=step)
+        encoded = network.encode_views(features, lengths, batch.views, step)
     boundary = encoded.y.detach().requires_grad_()
     with clock("loss"):
         with autocast:
