@@ -9,7 +9,7 @@ from pydantic import Field
 from asr.config import Config
 from asr.errors import ConfigError
 from asr.lms import Scorer
-from asr.search.beam import BeamSearch
+from asr.search.beam import BeamSearch, Synchronous
 from asr.search.confidence import ConfidenceConfig
 from asr.search.ctc import CtcGreedySearch
 from asr.search.ctc_beam import CtcBeamSearch
@@ -34,6 +34,9 @@ class SearchConfig(Config):
     """Hypotheses per stream (beam, lattice)."""
     margin: float = Field(10.0, gt=0)
     """Hypotheses this far (nats) below the best are given up (beam, lattice)."""
+    synchronous: Synchronous = "time"
+    """The order in which a transducer is searched (beam): frame by frame, or by the length of alignments,
+    which hears recordings whole (asr.search.strategies)."""
 
     head: Literal["auto", "transducer", "ctc"] = "auto"
     """Which head decodes; `auto` takes the transducer if the model has one."""
@@ -66,14 +69,18 @@ def build_search(config: SearchConfig, model: Transducer, scorer: Scorer | None 
             f"search.method={config.method}: expected beam with a language model or hotwords; "
             "use search.method=beam"
         )
+    if config.synchronous != "time" and (config.method != "beam" or config.head == "ctc"):
+        raise ConfigError(
+            f"search.synchronous={config.synchronous}: expected beam search with a transducer; "
+            "use search.method=beam, or search.synchronous=time"
+        )
     head = config.head if config.head != "auto" else ("transducer" if model.has_transducer else "ctc")
     if head == "transducer":
         if not model.has_transducer:
             raise ConfigError("search.head=transducer: this model has only a CTC head; use search.head=ctc")
         if config.method == "beam":
-            return BeamSearch(
-                model, config.beam, config.max_symbols, config.margin, scorer, config.confidence
-            )
+            limits = config.beam, config.max_symbols, config.margin
+            return BeamSearch(model, *limits, scorer, config.confidence, synchronous=config.synchronous)
         if config.method == "lattice":
             return LatticeSearch(model, False, config.beam, config.margin)
         return GreedySearch(model, config.max_symbols, confidence=config.confidence)
