@@ -171,7 +171,7 @@ class Recognizer:
     @property
     def streaming(self) -> bool:
         """Whether live audio can be fed."""
-        return self.network.encoder.streaming
+        return self.network.encoder.streaming and self._search_config.synchronous == "time"
 
     @property
     def algorithmic_latency_s(self) -> float:

@@ -26,6 +26,7 @@ from asr.encoders import EncoderOutput
 from asr.endpoint import EndpointConfig, Rule
 from asr.errors import ConfigError, StreamingError
 from asr.search import Token
+from asr.search.beam import WHOLE_ONLY
 from asr.search.second_pass import Ranked
 from asr.transcript import Transcript
 from asr.vad import VoiceActivity
@@ -86,6 +87,8 @@ class Session:
         encoder = recognizer.network.encoder
         encoder.require_streaming()
         _check_whole(recognizer, endpoint)
+        if not recognizer.streaming:
+            raise StreamingError(WHOLE_ONLY)
         self._recognizer, self._name, self._endpoint, self._voice = recognizer, name, endpoint, voice
         self._resampler = Resampler(sample_rate, recognizer.sample_rate)
         self._phrases = recognizer.listen(

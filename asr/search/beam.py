@@ -103,6 +103,9 @@ class _Asked(NamedTuple):
 
 
 Synchronous = Literal["time", "alignment"]
+WHOLE_ONLY = (
+    "search.synchronous=alignment: expected whole recordings, found a stream; use search.synchronous=time"
+)
 
 
 class BeamSearch:
@@ -167,10 +170,7 @@ class BeamSearch:
         """Search the next encoder frames (B, T', E) of every stream."""
         frames = encoded.shape[1]
         if self.synchronous == "alignment" and bool((lengths > 0).logical_and(state.frame > 0).any()):
-            raise StreamingError(
-                "search.synchronous=alignment: expected whole recordings, found a stream that goes on; "
-                "use search.synchronous=time"
-            )
+            raise StreamingError(WHOLE_ONLY)
         projected = self.model.joiner.encoder(encoded).flatten(0, 1)
         arena = Arena(states.flatten(state.rows), self._say)
         frontiers, ends = self._frontiers(state), lengths.tolist()

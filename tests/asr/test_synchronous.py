@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import asr
 from asr.encoders import EncoderOutput
 from asr.errors import ConfigError, StreamingError
 from asr.search import BeamSearch, SearchConfig, arena, build_search, search_whole
@@ -128,3 +129,15 @@ def test_the_order_is_a_setting() -> None:
     for settings in ({"method": "greedy"}, {"method": "beam", "head": "ctc"}):
         with pytest.raises(ConfigError, match=r"search\.synchronous=alignment: expected"):
             build_search(SearchConfig(synchronous="alignment", **settings), make())
+
+
+def test_by_length_of_alignments_recordings_are_transcribed_whole(make_model, speech_like) -> None:
+    settings = ["method=beam", "synchronous=alignment"]
+    recognizer = asr.load(make_model(kind="transducer"), settings=settings)
+    samples = speech_like(3.1)
+    assert not recognizer.streaming
+    transcript = recognizer.transcribe(samples)
+    assert len(transcript.tokens) > 5
+    assert transcript.text == recognizer.transcribe_batch([samples])[0].text
+    with pytest.raises(StreamingError, match=r"expected whole recordings, found a stream"):
+        recognizer.stream()

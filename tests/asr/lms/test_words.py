@@ -10,6 +10,7 @@ import torch
 from asr import state as states
 from asr.errors import ConfigError
 from asr.lms.ngram import NgramModel
+from asr.lms.ways import TABLE_ENTRIES
 from asr.lms.words import WordNgram, WordNgramConfig
 from asr.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -79,12 +80,14 @@ class Oracle:
 
 
 @pytest.mark.parametrize("kind", ["max", SUM])
+@pytest.mark.parametrize("entries", [0, TABLE_ENTRIES], ids=["listed", "table"])
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_every_score_against_enumeration(tmp_path: Path, arpas, name: str, kind) -> None:
+def test_every_score_against_enumeration(tmp_path: Path, arpas, name: str, entries: int, kind) -> None:
     tokenizer = TOKENIZERS[name]
     ngrams = arpas.make(3, [*SPECIAL, *LEXICON], 150)
     model = NgramModel.read(arpas.write(tmp_path / "lm.arpa", ngrams))
-    scorer = WordNgram(model, tokenizer, WordNgramConfig(ahead=kind, penalty=PENALTY))
+    config = WordNgramConfig(ahead=kind, penalty=PENALTY)
+    scorer = WordNgram(model, tokenizer, config, table_entries=entries)
     oracle, rng, count = Oracle(arpas, ngrams, kind), random.Random(0), 16
     sequences: list[list[int]] = [[] for _ in range(count)]
     known = [tokenizer.encode(" ".join(rng.choices(LEXICON, k=9))) for _ in range(count // 2)]
