@@ -87,6 +87,7 @@ def test_neither_the_window_nor_forgetting_matters(order, topology: str, monkeyp
 
     expected = found(4)
     assert all(expected)
+    assert all(token.end_frame > token.frame for tokens in expected for token in tokens)
     others = [found(1), found(100)]
     monkeypatch.setattr(arena, "BUDGET", 0)  # rows that nobody needs are dropped all the time
     monkeypatch.setattr(arena, "ROOM", 1)
