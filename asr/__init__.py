@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from asr.recognizer import EndpointConfig, Event, Latency, Recognizer, Session, Transcript, load
+    from asr.recognizer import (
+        EndpointConfig,
+        Event,
+        Latency,
+        Recognizer,
+        Session,
+        Transcript,
+        WindowConfig,
+        load,
+    )
 
 __all__ = [
     "AsrError",
@@ -24,6 +33,7 @@ __all__ = [
     "Recognizer",
     "Session",
     "Transcript",
+    "WindowConfig",
     "__version__",
     "load",
 ]

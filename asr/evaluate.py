@@ -153,6 +153,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     measured = score_phrases(report, phrases, own).lines() if phrases or own else []
     measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
     measured += [*_measured(recognizer, options, stats, latency), *stability.lines()]
+    measured += _windows(recognizer, recordings)
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
@@ -307,6 +308,17 @@ def _measured(
             f"state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
         ]
     return lines + (latency.lines() if latency else [])
+
+
+def _windows(recognizer: Recognizer, recordings: Recordings) -> list[str]:
+    """How many recordings were too long to be heard whole, for people."""
+    found = [w for cut in recordings.cuts if (w := recognizer.windows_for(cut.duration)) is not None]
+    if not found:
+        return []
+    return [
+        f"{len(found)} recordings of more than {recognizer.longest_whole_s:.0f} s heard in windows of "
+        f"{found[0].length_s:g} s that overlap by {found[0].overlap_s:g} s"
+    ]
 
 
 def _write(file: IO[str], item: Decoded) -> None:

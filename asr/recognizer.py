@@ -1,7 +1,8 @@
 """Audio to text: files, arrays, batches and live streams, all through one path.
 
 A stream is fbank -> encoder -> search, each with explicit state. A whole recording is the same path fed
-once and flushed; for models that cannot stream (bidirectional) the whole recording is encoded at once.
+once and flushed; for models that cannot stream (bidirectional) the whole recording is encoded at once, or in
+windows that overlap (asr.encoders.windowed) where it is too long for that or they are asked for.
 
     >>> recognizer = asr.load("exp/digits")
     >>> recognizer.transcribe("seven.wav").text
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
 from asr.config import override
-from asr.encoders import EncoderOutput, Latency
+from asr.encoders import Encoder, EncoderOutput, Latency, WindowConfig, WindowedEncoder
 from asr.endpoint import EndpointConfig
 from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
@@ -63,6 +64,7 @@ __all__ = [
     "StreamState",
     "TimedToken",
     "Transcript",
+    "WindowConfig",
     "Word",
     "load",
 ]
@@ -110,12 +112,13 @@ def load(
     latency: Latency | None = None,
     head: Literal["transducer", "ctc"] | None = None,
     settings: Sequence[str] = (),
+    windows: WindowConfig | None = None,
 ) -> Recognizer:
     """Read a model directory, optionally with other search settings, latency or head than it was saved with.
 
     None is the English model that comes with the package. `settings` change single settings of the search, as
-    in `method=beam`, `fusion.lm=english.arpa`. Raises ModelError naming the file, ConfigError for a latency,
-    head or setting that the network does not have.
+    in `method=beam`, `fusion.lm=english.arpa`. `windows`: see `Recognizer.with_windows`. Raises ModelError
+    naming the file, ConfigError for a latency, head, setting or windows that the network does not have.
     """
     directory = Path(pretrained() if directory is None else directory)
     model = load_model(directory, device)
@@ -123,7 +126,8 @@ def load(
     if head is not None:
         search = search.model_copy(update={"head": head})
     recognizer = Recognizer(model, _found(search, directory))
-    return recognizer if latency is None else recognizer.with_latency(latency)
+    recognizer = recognizer if latency is None else recognizer.with_latency(latency)
+    return recognizer if windows is None else recognizer.with_windows(windows)
 
 
 def _found(search: SearchConfig, directory: Path) -> SearchConfig:
@@ -153,9 +157,17 @@ class Recognizer:
 
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
-        encoder = self.network.encoder.with_latency(latency)
-        network = self.network.with_encoder(encoder)
-        model = LoadedModel(self.config, network, self.tokenizer)
+        return self._with_encoder(self.network.encoder.with_latency(latency))
+
+    def with_windows(self, windows: WindowConfig | None = None) -> Recognizer:
+        """The same model, its weights shared, hearing windows that overlap: in bounded memory, live too.
+
+        For models that otherwise hear whole recordings; its latency is that of a window. Raises ConfigError.
+        """
+        return self._with_encoder(WindowedEncoder(self.network.encoder, windows or WindowConfig()))
+
+    def _with_encoder(self, encoder: Encoder) -> Recognizer:
+        model = LoadedModel(self.config, self.network.with_encoder(encoder), self.tokenizer)
         return Recognizer(model, self._search_config, self._scorer)
 
     @property
@@ -174,6 +186,11 @@ class Recognizer:
         return self.network.encoder.streaming and self._search_config.synchronous == "time"
 
     @property
+    def longest_whole_s(self) -> float:
+        """Seconds of a recording that can be heard whole."""
+        return self.network.encoder.longest_whole_s
+
+    @property
     def algorithmic_latency_s(self) -> float:
         """Seconds from the start of an encoder frame until all the audio that it needs has been heard."""
         return self.network.encoder.algorithmic_latency_s + self.fbank.lookahead_s
@@ -187,19 +204,26 @@ class Recognizer:
     ) -> Transcript:
         """Transcribe a file, or an array of samples (N,) float in -1..1 or int16 at `sample_rate`.
 
-        Files of any length are read in blocks. `hotwords`: see `listen`. Raises AudioError naming the file.
+        Files of any length are read in blocks, and go through in windows where the model would have to hear
+        them whole and cannot (`windows_for`). `hotwords`: see `listen`. Raises AudioError naming the file.
         """
         name = str(source) if isinstance(source, str | Path) else "array"
-        blocks = self._blocks(source, sample_rate or self.sample_rate)
+        rate = sample_rate or self.sample_rate
+        if not self.streaming and self.windows_for(_duration_s(source, rate)) is not None:
+            return self.with_windows().transcribe(source, sample_rate, hotwords=hotwords)
+        blocks = self._blocks(source, rate)
         if self.streaming:
             session = Session(self, self.sample_rate, name, hotwords=hotwords)
             for block in blocks:
                 session.feed(block)
             return session.finish()[-1].transcript
-        if isinstance(source, str | Path):
-            self._check_whole(probe(source).duration_s, name)
         samples = np.concatenate([np.zeros(0, np.float32), *blocks])
         return self.transcribe_batch([samples], [name], hotwords=[hotwords])[0]
+
+    def windows_for(self, duration_s: float) -> WindowConfig | None:
+        """The windows in which a recording goes through that is too long to be heard whole; None without."""
+        too_long = not self.streaming and duration_s > self.longest_whole_s
+        return WindowConfig() if too_long else None
 
     def transcribe_batch(
         self,
@@ -210,30 +234,45 @@ class Recognizer:
     ) -> list[Transcript]:
         """Transcribe several recordings (N,), float in -1..1 or int16, at the model's rate at once.
 
-        `names` go into error messages. `hotwords`: of each recording, see `listen`. Raises AudioError for
-        samples that are not finite, and for recordings that are too long to be heard, or rescored, whole.
+        `names` go into error messages. `hotwords`: of each recording, see `listen`. Long recordings go in
+        blocks, in windows (`windows_for`) or one by one. Raises AudioError for samples that are not finite,
+        and for recordings that are too long to be rescored.
         """
         names = names or [f"recording {i}" for i in range(len(recordings))]
         checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
         if not checked:
             return []
         lengths = torch.tensor([len(samples) for samples in checked])
-        padded = torch.zeros(len(checked), int(lengths.max()))
-        for row, samples in zip(padded, checked, strict=True):
-            row[: len(samples)] = torch.from_numpy(samples)
-        phrases = [self.listen(*each) for each in zip(hotwords or [()] * len(names), names, strict=True)]
         longest = int(lengths.argmax())
         longest_s = len(checked[longest]) / self.sample_rate
         if self.second_pass is not None:
             self.second_pass.check_length(longest_s, names[longest])
-        if self.streaming and longest_s > WHOLE_S:
-            result = self._in_blocks(padded, lengths, phrases)
-        else:
-            self._check_whole(longest_s, names[longest], len(checked))
-            result = self._at_once(padded, lengths, phrases)
+        whole_s = self.longest_whole_s / math.sqrt(len(checked))
+        if not self.streaming and longest_s > whole_s:
+            return self._one_by_one(checked, names, hotwords)
+        padded = torch.zeros(len(checked), int(lengths.max()))
+        for row, samples in zip(padded, checked, strict=True):
+            row[: len(samples)] = torch.from_numpy(samples)
+        phrases = [self.listen(*each) for each in zip(hotwords or [()] * len(names), names, strict=True)]
+        in_blocks = self.streaming and longest_s > min(WHOLE_S, whole_s)
+        result = (self._in_blocks if in_blocks else self._at_once)(padded, lengths, phrases)
         n_best = result.n_best or [()] * len(checked)
         found = zip(result.tokens, lengths.tolist(), result.truncated, n_best, strict=True)
         return [self.transcript(*each) for each in found]
+
+    def _one_by_one(
+        self,
+        recordings: Sequence[Samples],
+        names: Sequence[str],
+        hotwords: Sequence[Sequence[str]] | None,
+    ) -> list[Transcript]:
+        """Recordings that are too long together: each whole if it can be, so that it is heard alike."""
+        found = []
+        for samples, name, phrases in zip(recordings, names, hotwords or [()] * len(names), strict=True):
+            windows = self.windows_for(len(samples) / self.sample_rate)
+            recognizer = self if windows is None else self.with_windows(windows)
+            found += recognizer.transcribe_batch([samples], [name], hotwords=[phrases])
+        return found
 
     @torch.inference_mode()
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
@@ -247,12 +286,17 @@ class Recognizer:
         """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
 
         Long recordings go through a streaming model in blocks. Raises AudioError, which names the recording,
-        for samples that are not finite and for one that is too long to be heard whole by a model that has to.
+        for samples that are not finite and for one that is too long to be heard whole by a model that has to:
+        windows are only heard if they are asked for.
         """
         heard = torch.from_numpy(as_float(samples, name))[None].to(self.device)
         duration_s = heard.shape[1] / self.sample_rate
-        if not (self.streaming and duration_s > WHOLE_S):
-            self._check_whole(duration_s, name)
+        if not (self.streaming and duration_s > min(WHOLE_S, self.longest_whole_s)):
+            if duration_s > self.longest_whole_s:
+                raise AudioError(
+                    f"{name}: expected at most {self.longest_whole_s:.0f} s to encode in one piece, found "
+                    f"{duration_s:.0f} s; cut the recording, or hear windows (Recognizer.with_windows)"
+                )
             lengths = torch.tensor([heard.shape[1]], device=self.device)
             return _valid(self.network.encode(*self.fbank(heard, lengths)[:2]))
         encoder, parts = self.network.encoder.initial_state(1, self.device), list[Tensor]()
@@ -405,14 +449,12 @@ class Recognizer:
             yield resampler.feed(samples[start : start + size])
         yield resampler.flush()
 
-    def _check_whole(self, duration_s: float, name: str, count: int = 1) -> None:
-        longest_s = self.network.encoder.longest_whole_s / math.sqrt(count)
-        if duration_s > longest_s:
-            others = f" of {count} together" if count > 1 else ""
-            raise AudioError(
-                f"{name}: expected at most {longest_s:.0f} s to transcribe in one piece{others}, found "
-                f"{duration_s:.0f} s; give the file to a streaming model, which reads it in blocks"
-            )
+
+def _duration_s(source: Path | str | npt.NDArray[Any], sample_rate: int) -> float:
+    """Of a file, by its header, or of samples at this rate."""
+    if isinstance(source, str | Path):
+        return probe(source).duration_s
+    return samples_to_seconds(len(source), sample_rate)
 
 
 def _valid(encoded: EncoderOutput) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from asr.recognizer import EndpointConfig, Latency
+    from asr.recognizer import EndpointConfig, Latency, WindowConfig
     from asr.vad import VoiceActivity
 
 INTERRUPTED = 130
@@ -77,6 +77,18 @@ VadOption = Annotated[
 StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
 ]
+WindowOption = Annotated[
+    float | None,
+    typer.Option(
+        "--window",
+        help="Hear windows of so many seconds, with a model that hears whole recordings; default 30 where a "
+        "recording is too long for it.",
+    ),
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option("--overlap", help="Seconds that neighbouring windows share; default a third of a window."),
+]
 
 CalibrateOption = Annotated[
     bool,
@@ -137,6 +149,18 @@ def endpoint_of(
     if not any(chosen.values()):
         return None
     return validate(chosen, EndpointConfig, "--silence, --max-length, --nothing")
+
+
+def windows_of(length_s: float | None, overlap_s: float | None) -> WindowConfig | None:
+    """The windows of these options; None without either. Raises ConfigError."""
+    from asr.config import validate
+    from asr.recognizer import WindowConfig
+
+    if length_s is not None and overlap_s is None:
+        overlap_s = length_s / 3
+    chosen = {"length_s": length_s, "overlap_s": overlap_s}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return validate(given, WindowConfig, "--window, --overlap") if given else None
 
 
 def check_voice(wanted: bool, endpoint: EndpointConfig | None) -> None:

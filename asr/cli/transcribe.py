@@ -41,6 +41,8 @@ def transcribe(
     vad: options.VadOption = False,
     stats: options.StatsOption = False,
     latency: options.LatencyOption = None,
+    window: options.WindowOption = None,
+    overlap: options.OverlapOption = None,
     head: options.HeadOption = None,
     beam: options.BeamOption = None,
     lm: options.LmOption = None,
@@ -71,7 +73,14 @@ def transcribe(
 
         torch.set_num_threads(threads)
     settings = options.search_settings(beam, lm, search, hotwords, hotwords_boost, nbest)
-    recognizer = load(model, device, latency=options.parse_latency(latency), head=head, settings=settings)
+    recognizer = load(
+        model,
+        device,
+        latency=options.parse_latency(latency),
+        head=head,
+        settings=settings,
+        windows=options.windows_of(window, overlap),
+    )
     if live:
         recognizer.network.encoder.require_streaming()
     feed = partial(
@@ -118,9 +127,18 @@ class _Heard(NamedTuple):
 
 
 def _whole(recognizer: Recognizer, file: Path) -> _Heard:
+    from asr.audio import probe
     from asr.errors import AsrError
 
     try:
+        duration_s = 0.0 if recognizer.streaming else probe(file).duration_s
+        if (windows := recognizer.windows_for(duration_s)) is not None:
+            print(
+                f"asr: {file}: more than the {recognizer.longest_whole_s:.0f} s that this model hears in one "
+                f"piece: heard in windows of {windows.length_s:g} s that overlap by {windows.overlap_s:g} s "
+                "(--window, --overlap)",
+                file=sys.stderr,
+            )
         return _Heard(recognizer.transcribe(file))
     except AsrError as error:
         return _Heard(None, error)

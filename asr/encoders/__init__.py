@@ -14,6 +14,7 @@ from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
 from asr.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
 from asr.encoders.whisper import WhisperEncoder, WhisperEncoderConfig
+from asr.encoders.windowed import WindowConfig, WindowedEncoder
 
 AnyEncoderConfig = (
     LstmEncoderConfig
@@ -58,5 +59,7 @@ __all__ = [
     "TransformerEncoderConfig",
     "WhisperEncoder",
     "WhisperEncoderConfig",
+    "WindowConfig",
+    "WindowedEncoder",
     "build_encoder",
 ]

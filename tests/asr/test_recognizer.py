@@ -19,6 +19,7 @@ from asr.layers.context import ContextConfig
 from asr.live import Update, feed, feed_file, word_appearances
 from asr.recognizer import Event, Recognizer, Transcript, Word
 from asr.score.latency import StreamStats
+from asr.search import SearchResult
 
 RATE = 8000
 
@@ -122,19 +123,31 @@ def test_long_recordings_of_a_batch_go_through_in_blocks(
     ("positions", "chunk", "longest_s", "of_four_s"),
     [("rotary", None, 1800, 900), ("relative", None, 463, 232), ("rotary", 4, 991, 495)],
 )
-def test_what_is_heard_whole_is_bounded(make_model, positions, chunk, longest_s: int, of_four_s: int) -> None:
+def test_what_is_heard_whole_is_bounded(
+    make_model, positions, chunk, longest_s: int, of_four_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is more goes in windows, and four recordings that are more together one by one."""
     context = ContextConfig(chunk=chunk)
     encoder = ConformerEncoderConfig(
         dim=24, heads=2, layers=1, kernel=5, contexts=(context,), positions=positions
     )
     recognizer = asr.load(make_model(encoder=encoder))
+    whole: list[list[int]] = []
+
+    def at_once(self: Recognizer, samples: torch.Tensor, lengths: torch.Tensor, phrases: object):
+        whole.append([round(n / RATE) for n in lengths.tolist()])
+        return SearchResult([[] for _ in lengths], [0] * len(lengths))
+
+    monkeypatch.setattr(Recognizer, "_at_once", at_once)
     long = np.zeros((longest_s + 10) * RATE, np.float32)
-    with pytest.raises(
-        AudioError, match=rf"talk: expected at most {longest_s} s .* found {longest_s + 10} s"
-    ):
-        recognizer.transcribe_batch([long], ["talk"])
-    with pytest.raises(AudioError, match=rf"at most {of_four_s} s to transcribe in one piece of 4 together"):
-        recognizer.transcribe_batch([long[: (of_four_s + 10) * RATE], *[long[:0]] * 3])
+    assert round(recognizer.longest_whole_s) == longest_s
+    assert recognizer.windows_for(longest_s - 1) is None
+    assert recognizer.windows_for(longest_s + 1) == asr.WindowConfig()
+    with pytest.raises(AudioError, match=rf"talk: expected at most {longest_s} s .*, found {longest_s + 10}"):
+        recognizer.encode(long, "talk")
+    recognizer.transcribe_batch([long[: (of_four_s - 1) * RATE], *[long[:0]] * 3])
+    recognizer.transcribe_batch([long[: (of_four_s + 10) * RATE], *[long[:0]] * 3])
+    assert whole == [[of_four_s - 1, 0, 0, 0], [of_four_s + 10], [0], [0], [0]]
 
 
 def test_words_carry_times_and_confidence(recognizer: asr.Recognizer, speech_like) -> None:
