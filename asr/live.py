@@ -29,6 +29,9 @@ from asr.score.stability import Stability, compare
 from asr.text.tokenizer import Tokenizer
 from asr.vad import VoiceActivity
 
+SHOWN_TOKENS = 400
+"""Of an open utterance as many settled tokens are shown, and what is behind them."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -158,6 +161,19 @@ class _Watch:
             response = Response(self._shown_s - first_end_s, heard_s - last_end_s, factor)
         self._shown_s, self._before = None, stats
         return Update(event, heard_s, stats, response)
+
+
+def shown_text(event: Event, tokenizer: Tokenizer) -> str:
+    """What an utterance says so far, for a line on a terminal: of a long one what was said last, in words.
+
+    Over hours, making and showing all of the text again with every update would take longer than hearing.
+    """
+    begin = max(0, event.settled - SHOWN_TOKENS)
+    labels = event.labels(begin)
+    if begin == 0:
+        return tokenizer.decode(labels)
+    whole = tokenizer.words(labels)[1:]  # the first one may have begun before
+    return f"… {tokenizer.decode(labels[whole[0].start :])}" if whole else "…"
 
 
 class ShownWords:

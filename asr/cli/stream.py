@@ -58,7 +58,7 @@ def stream(
     import torch
 
     from asr.interrupt import Interrupt
-    from asr.live import ShownWords, feed
+    from asr.live import ShownWords, feed, shown_text
     from asr.recognizer import load
 
     if threads:
@@ -73,24 +73,21 @@ def stream(
             print("listening; Ctrl-C ends", file=sys.stderr)
         last, words = None, ShownWords(recognizer.tokenizer)
         for last in feed(recognizer, blocks, rate, endpoint=endpoint, voice=voice, interrupt=interrupt):
-            show(last, stats)
+            show(last, shown_text(last.event, recognizer.tokenizer), stats)
             if stats:
                 words.see(last.event)
     if stats and last is not None:
         print(last.stats, *words.stability.lines(), sep="\n", file=sys.stderr)
 
 
-def show(update: Update, stats: bool) -> None:
-    """A partial result to stderr, on a terminal over the last; a final one to stdout, with its times."""
-    words, terminal = update.transcript.words, sys.stderr.isatty()
+def show(update: Update, text: str, stats: bool) -> None:
+    """A partial text to stderr, on a terminal over the last; a final one to stdout, with its times."""
+    terminal = sys.stderr.isatty()
     if not update.final:
-        print(
-            f"[{update.heard_s:7.2f} s] {update.transcript.text}",
-            end="\r" if terminal else "\n",
-            file=sys.stderr,
-        )
+        print(f"[{update.heard_s:7.2f} s] {text}", end="\r" if terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
         return
+    words = update.transcript.words
     if terminal:
         print("\x1b[2K", end="", file=sys.stderr, flush=True)
     if not update.transcript.text:

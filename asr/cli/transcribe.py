@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asr.errors import AsrError
     from asr.live import ShownWords, Update
     from asr.recognizer import Recognizer, Transcript
+    from asr.text.tokenizer import Tokenizer
 
 
 def transcribe(
@@ -95,7 +96,7 @@ def transcribe(
         if live:
             voice = options.voice_of(vad, recognizer.sample_rate)
             shown = ShownWords(recognizer.tokenizer) if stats else None
-            heard = _live(partial(feed, file, voice=voice), shown)
+            heard = _live(partial(feed, file, voice=voice), recognizer.tokenizer, shown)
         else:
             heard = _whole(recognizer, file)
         _report(heard, file, format)
@@ -144,13 +145,14 @@ def _whole(recognizer: Recognizer, file: Path) -> _Heard:
         return _Heard(None, error)
 
 
-def _live(feed: Callable[..., Iterator[Update]], words: ShownWords | None) -> _Heard:
+def _live(feed: Callable[..., Iterator[Update]], tokenizer: Tokenizer, words: ShownWords | None) -> _Heard:
     """Show a file that is fed as live audio as it is heard; all its utterances as one transcript.
 
     With `words`, which watches them change, say how soon each was answered, and the speed.
     """
     from asr.errors import AsrError
     from asr.interrupt import Interrupt
+    from asr.live import shown_text
     from asr.transcript import join
 
     finals: list[Transcript] = []
@@ -158,9 +160,10 @@ def _live(feed: Callable[..., Iterator[Update]], words: ShownWords | None) -> _H
     with Interrupt() as interrupt:
         try:
             for last in feed(interrupt=interrupt):
-                if last.transcript.text != shown:
-                    print(f"[{last.heard_s:7.2f} s] {last.transcript.text}", file=sys.stderr, flush=True)
-                shown = last.transcript.text
+                text = shown_text(last.event, tokenizer)
+                if text != shown:
+                    print(f"[{last.heard_s:7.2f} s] {text}", file=sys.stderr, flush=True)
+                shown = text
                 if last.final:
                     finals.append(last.transcript)
                     shown = ""

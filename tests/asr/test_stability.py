@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from asr.live import ShownWords, feed
+from asr.live import SHOWN_TOKENS, ShownWords, feed, shown_text
 from asr.model_directory import load_model
 from asr.recognizer import Recognizer
 from asr.score.stability import Change, Stability, compare
@@ -83,6 +83,27 @@ def test_only_the_end_of_a_stream_is_looked_at_and_nothing_missed() -> None:
     assert total.changed > 50
     assert total.grown > 50
     assert longest < 12
+
+
+def test_of_a_long_utterance_the_end_is_shown() -> None:
+    """Whole words, however long it has become, and no more labels than that are asked for."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind="char"), ["ab cb"])
+    rng, said, asked = random.Random(0), list[int](), list[int]()
+    for number in range(300):
+        said += rng.choices(range(1, tokenizer.vocab_size), k=5)
+        settled = max(0, len(said) - rng.randint(0, 30))
+        shown = shown_text(event(list(said), settled), tokenizer)
+        whole = tokenizer.decode(said)
+        if settled <= SHOWN_TOKENS:
+            assert shown == whole
+            continue
+        asked.append(number)
+        assert shown.startswith("… ")
+        assert whole.endswith(f" {shown[2:]}")
+        assert SHOWN_TOKENS / 2 < len(tokenizer.encode(shown[2:])) <= SHOWN_TOKENS + 30
+    assert len(asked) > 200
+    one_word = tokenizer.encode("a" * 1000)
+    assert shown_text(event(one_word, len(one_word)), tokenizer) == "…"
 
 
 def test_utterances_begin_anew() -> None:
