@@ -29,7 +29,6 @@ from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
 from asr.config import override
 from asr.encoders import Encoder, EncoderOutput, Latency, WindowConfig, WindowedEncoder
 from asr.endpoint import EndpointConfig
-from asr.errors import AudioError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.lms import Scorer
@@ -187,8 +186,8 @@ class Recognizer:
 
     @property
     def longest_whole_s(self) -> float:
-        """Seconds of a recording that can be heard whole."""
-        return self.network.encoder.longest_whole_s
+        """Seconds of a recording that can be heard whole: memory and the encoder's positions decide."""
+        return min(self.network.encoder.longest_whole_s, self.network.encoder.period_s)
 
     @property
     def algorithmic_latency_s(self) -> float:
@@ -247,8 +246,8 @@ class Recognizer:
         longest_s = len(checked[longest]) / self.sample_rate
         if self.second_pass is not None:
             self.second_pass.check_length(longest_s, names[longest])
-        whole_s = self.longest_whole_s / math.sqrt(len(checked))
-        if not self.streaming and longest_s > whole_s:
+        whole_s = self.network.encoder.longest_whole_s / math.sqrt(len(checked))
+        if not self.streaming and (longest_s > whole_s or self.windows_for(longest_s) is not None):
             return self._one_by_one(checked, names, hotwords)
         padded = torch.zeros(len(checked), int(lengths.max()))
         for row, samples in zip(padded, checked, strict=True):
@@ -285,18 +284,14 @@ class Recognizer:
     def encode(self, samples: npt.NDArray[Any], name: str = "array") -> Tensor:
         """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
 
-        Long recordings go through a streaming model in blocks. Raises AudioError, which names the recording,
-        for samples that are not finite and for one that is too long to be heard whole by a model that has to:
-        windows are only heard if they are asked for.
+        Long recordings go through a streaming model in blocks, through others in windows (`windows_for`).
+        Raises AudioError, which names the recording, for samples that are not finite.
         """
         heard = torch.from_numpy(as_float(samples, name))[None].to(self.device)
         duration_s = heard.shape[1] / self.sample_rate
-        if not (self.streaming and duration_s > min(WHOLE_S, self.longest_whole_s)):
-            if duration_s > self.longest_whole_s:
-                raise AudioError(
-                    f"{name}: expected at most {self.longest_whole_s:.0f} s to encode in one piece, found "
-                    f"{duration_s:.0f} s; cut the recording, or hear windows (Recognizer.with_windows)"
-                )
+        if (windows := self.windows_for(duration_s)) is not None:
+            return self.with_windows(windows).encode(samples, name)
+        if not (self.streaming and duration_s > min(WHOLE_S, self.network.encoder.longest_whole_s)):
             lengths = torch.tensor([heard.shape[1]], device=self.device)
             return _valid(self.network.encode(*self.fbank(heard, lengths)[:2]))
         encoder, parts = self.network.encoder.initial_state(1, self.device), list[Tensor]()

@@ -68,6 +68,7 @@ def align(
         return
     assert audio is not None
     assert text is not None
+    options.note_windows(recognizer, audio)
     rendered = render(align_file(recognizer, audio, _text(text), chosen), format, audio.stem)
     if out is None:
         print(rendered, end="")

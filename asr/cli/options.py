@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from asr.recognizer import EndpointConfig, Latency, WindowConfig
+    from asr.recognizer import EndpointConfig, Latency, Recognizer, WindowConfig
     from asr.vad import VoiceActivity
 
 INTERRUPTED = 130
@@ -161,6 +162,19 @@ def windows_of(length_s: float | None, overlap_s: float | None) -> WindowConfig 
     chosen = {"length_s": length_s, "overlap_s": overlap_s}
     given = {name: value for name, value in chosen.items() if value is not None}
     return validate(given, WindowConfig, "--window, --overlap") if given else None
+
+
+def note_windows(recognizer: Recognizer, file: Path) -> None:
+    """Say so if a recording is too long to be heard whole and goes through in windows. Raises AudioError."""
+    from asr.audio import probe
+
+    windows = None if recognizer.streaming else recognizer.windows_for(probe(file).duration_s)
+    if windows is not None:
+        print(
+            f"asr: {file}: more than the {recognizer.longest_whole_s:.0f} s that this model hears in one "
+            f"piece: heard in windows of {windows.length_s:g} s that overlap by {windows.overlap_s:g} s",
+            file=sys.stderr,
+        )
 
 
 def check_voice(wanted: bool, endpoint: EndpointConfig | None) -> None:

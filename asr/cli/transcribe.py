@@ -128,18 +128,10 @@ class _Heard(NamedTuple):
 
 
 def _whole(recognizer: Recognizer, file: Path) -> _Heard:
-    from asr.audio import probe
     from asr.errors import AsrError
 
     try:
-        duration_s = 0.0 if recognizer.streaming else probe(file).duration_s
-        if (windows := recognizer.windows_for(duration_s)) is not None:
-            print(
-                f"asr: {file}: more than the {recognizer.longest_whole_s:.0f} s that this model hears in one "
-                f"piece: heard in windows of {windows.length_s:g} s that overlap by {windows.overlap_s:g} s "
-                "(--window, --overlap)",
-                file=sys.stderr,
-            )
+        options.note_windows(recognizer, file)
         return _Heard(recognizer.transcribe(file))
     except AsrError as error:
         return _Heard(None, error)

@@ -58,6 +58,8 @@ class Encoder(nn.Module, ABC):
     """Feature frames that an output needs beyond its own block."""
     frame_shift_s: float
     """Seconds per feature frame."""
+    period_s: float = math.inf
+    """Seconds after which its positions begin anew; in a longer signal that is heard whole they mislead."""
     step_outputs: int = 1
     """Outputs that a live stream waits for at once; of a causal encoder any number gives the same ones."""
 

@@ -124,6 +124,7 @@ class WhisperEncoder(ChunkedEncoder):
         entrance = WhisperEntrance(input_dim, config.dim)
         super().__init__(config, input_dim, frame_shift_s, lambda: WhisperLayer(config), entrance)
         self.norm = nn.LayerNorm(config.dim)
+        self.period_s = PERIOD * entrance.factor * frame_shift_s
         self.anywhere: torch.Generator | None = None
         """Draws where utterances begin; without it, at 0."""
 

@@ -27,7 +27,7 @@ from asr.encoders import (
     WindowedEncoder,
     build_encoder,
 )
-from asr.errors import AudioError, ConfigError
+from asr.errors import ConfigError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.recognizer import Recognizer, Transcript
@@ -266,9 +266,29 @@ def test_what_is_too_long_to_be_heard_whole_goes_in_windows(make_model, speech_l
     assert whole != tokens(windowed.transcribe(short, RATE))
     found = recognizer.transcribe_batch([short, long, short[:0], short])
     assert [tokens(each) for each in found] == [whole, in_windows, [], whole]
-    with pytest.raises(AudioError, match=r"a: expected at most 3 s to encode in one piece, found 5 s; cut"):
-        recognizer.encode(long, "a")
-    assert len(windowed.encode(long)) == 125
+    assert len(recognizer.encode(long)) == 125
+    torch.testing.assert_close(recognizer.encode(long), windowed.encode(long))
+
+
+def test_positions_that_begin_anew_are_not_heard_whole(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whisper's do after 30 s; a batch of shorter recordings is one batch all the same."""
+    encoder = WhisperEncoderConfig(contexts=(ContextConfig(),), dim=16, heads=2, layers=1)
+    recognizer, heard = asr.load(make_model(encoder=encoder)), list[int]()
+    at_once = Recognizer._at_once
+
+    def counted(self: Recognizer, samples: Tensor, *others: Any) -> Any:
+        heard.append(len(samples))
+        return at_once(self, samples, *others)
+
+    monkeypatch.setattr(Recognizer, "_at_once", counted)
+    assert recognizer.longest_whole_s == 30
+    silence = np.zeros(31 * RATE, np.float32)
+    recognizer.transcribe_batch([silence[: 29 * RATE]] * 3)
+    assert heard == [3]
+    long, _ = recognizer.transcribe_batch([silence, silence[:RATE]])
+    assert tokens(long) == tokens(recognizer.with_windows().transcribe(silence, RATE))
+    assert recognizer.windows_for(30) is None
+    assert asr.load(make_model()).longest_whole_s == 1800
 
 
 @pytest.mark.usefixtures("hears_three_seconds")
@@ -282,7 +302,7 @@ def test_the_command_says_so(call, make_model, speech_like, tmp_path: Path) -> N
     notes = [line for line in err.splitlines() if "the bound on symbols" not in line]
     assert notes == [
         f"asr: {long}: more than the 3 s that this model hears in one piece: heard in windows of 1 s that "
-        "overlap by 0.4 s (--window, --overlap)"
+        "overlap by 0.4 s"
     ]
     code, chosen, err = call("transcribe", long, short, "--model", model, "--window", 1, "--overlap", 0.4)
     assert "in one piece" not in err

@@ -2,6 +2,7 @@
 
     python tools/bench/long.py DATA                                     # an hour, the model's own search
     python tools/bench/long.py DATA --minutes 15 --search method=greedy --search "fusion={}"
+    python tools/bench/long.py DATA --windows 15:5,30:10,60:20          # full context: whole, and in windows
 
 DATA is what egs/english/prepare.py wrote; the model is the English one that comes with the package unless
 --model says another. The recordings of a part follow each other, 0.3 s of silence between them, again and
@@ -11,11 +12,16 @@ Prints a table in Markdown: processor time per second of audio since the row bef
 of state, the number of words in each round that ended since the row before and their errors. The first minute
 pays for what is done once. Rounds are alike but for what the stream heard before them, so the words tell
 whether anything is lost.
+
+With --windows one round is heard in full context, whole and in windows of so many seconds that overlap: word
+errors, words that differ from those of the whole, largest and mean difference of encoder frames relative to
+the mean size of a frame's values, and processor time of the whole.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -97,6 +103,30 @@ def errors(words: Sequence[Word], text: str, length_s: float, first: int, last: 
     return f"{counts}; {100 * wer:.1f} %"
 
 
+def window_rows(recognizer: Recognizer, heard: Round, windows: Sequence[asr.WindowConfig]) -> Iterator[str]:
+    """Rows of the table of --windows: the whole first, however long it is."""
+    recognizer.network.encoder.period_s = math.inf
+    whole, frames, length_s = "", torch.empty(0), len(heard.samples) / recognizer.sample_rate
+    for each in [None, *windows]:
+        hearing = recognizer if each is None else recognizer.with_windows(each)
+        begun = time.process_time()
+        said = hearing.transcribe(heard.samples, recognizer.sample_rate).text
+        factor = (time.process_time() - begun) / length_s
+        y = hearing.encode(heard.samples)
+        if each is None:
+            whole, frames = said, y
+        away = (y - frames).abs() / frames.abs().mean()
+        wer, other = (score_pairs({"": text}, {"": said}).wer for text in (heard.text, whole))
+        name = "whole" if each is None else f"{each.length_s:g} s by {each.overlap_s:g} s"
+        differ = f"{100 * other:.1f} % | {float(away.max()):.2g}, {float(away.mean()):.2g}"
+        yield f"| {name} | {100 * wer:.1f} % | {differ} | {factor:.3f} |"
+
+
+def chosen_windows(text: str) -> list[asr.WindowConfig]:
+    pairs = (each.split(":") for each in text.split(","))
+    return [asr.WindowConfig(length_s=float(length), overlap_s=float(overlap)) for length, overlap in pairs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -105,17 +135,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--search", action="append", default=[])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--windows", help="LENGTH:OVERLAP,... in seconds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recognizer = asr.load(options.model, settings=options.search)
+    latency = asr.Latency(None) if options.windows else None
+    recognizer = asr.load(options.model, latency=latency, settings=options.search)
     heard = one_round(options.data, options.part, recognizer.sample_rate)
     print(f"rounds of {len(heard.samples) / recognizer.sample_rate:.0f} s, {options.threads} threads")
-    print(
-        "| heard | real-time factor | memory | state, bytes | words; errors |\n|---|---|---|---|---|",
-        flush=True,
-    )
-    minutes = [m for m in (1, 10, 20, 30, 40, 50, 60, 120, 180) if m < options.minutes] + [options.minutes]
-    for row in rows(recognizer, heard, minutes):
+    if options.windows:
+        print("| windows | WER | words that differ | frames: largest, mean | real-time factor |")
+        found = window_rows(recognizer, heard, chosen_windows(options.windows))
+    else:
+        print("| heard | real-time factor | memory | state, bytes | words; errors |")
+        minutes = [m for m in (1, 10, 20, 30, 40, 50, 60, 120, 180) if m < options.minutes]
+        found = rows(recognizer, heard, [*minutes, options.minutes])
+    print("|---|---|---|---|---|")
+    for row in found:
         print(row, flush=True)
 
 
