@@ -40,7 +40,7 @@ from asr.score.words import HeardWord
 from asr.text.hotwords import list_hotwords
 from asr.text.normalize import normalizer
 from asr.train.setup import RUN, RunInfo
-from asr.transcript import as_json
+from asr.transcript import as_json, bound_note
 
 SHOWN_CONFUSIONS = 8
 
@@ -153,7 +153,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     measured = score_phrases(report, phrases, own).lines() if phrases or own else []
     measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
     measured += [*_measured(recognizer, options, stats, latency), *stability.lines()]
-    measured += _windows(recognizer, recordings)
+    measured += [*_windows(recognizer, recordings), *_bound(decoded)]
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
@@ -308,6 +308,12 @@ def _measured(
             f"state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
         ]
     return lines + (latency.lines() if latency else [])
+
+
+def _bound(decoded: list[Decoded]) -> list[str]:
+    """Frames where the search was stopped, if there are any, for people."""
+    found = [frames for item in decoded if (frames := item.transcript.truncated_frames)]
+    return [f"in {len(found)} recordings {bound_note(sum(found))}"] if found else []
 
 
 def _windows(recognizer: Recognizer, recordings: Recordings) -> list[str]:

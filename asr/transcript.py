@@ -104,6 +104,14 @@ def join(transcripts: Sequence[Transcript]) -> Transcript:
     )
 
 
+def bound_note(frames: int) -> str:
+    """What to tell users of so many frames where the bound on symbols stopped the search."""
+    return (
+        f"the bound on symbols per frame stopped the search on {frames} frames; the model may be diverging, "
+        "or raise search.max_symbols"
+    )
+
+
 def as_json(alternative: Alternative) -> dict[str, str | float | None]:
     """Its fields that were asked for, for JSON, which has no infinity: null is minus infinity."""
     fields = {name: getattr(alternative, name) for name in Alternative._fields}

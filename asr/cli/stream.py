@@ -87,9 +87,13 @@ def show(update: Update, text: str, stats: bool) -> None:
         print(f"[{update.heard_s:7.2f} s] {text}", end="\r" if terminal else "\n", file=sys.stderr)
         sys.stderr.flush()
         return
+    from asr.transcript import bound_note
+
     words = update.transcript.words
     if terminal:
         print("\x1b[2K", end="", file=sys.stderr, flush=True)
+    if update.transcript.truncated_frames:
+        print(f"asr: {bound_note(update.transcript.truncated_frames)}", file=sys.stderr, flush=True)
     if not update.transcript.text:
         return
     times = f"{words[0].start_s:.2f} {words[-1].end_s:.2f} " if words else ""

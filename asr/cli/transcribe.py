@@ -184,12 +184,10 @@ def _report(heard: _Heard, file: Path, format_name: str) -> None:
 
 
 def _warn_truncated(file: Path, transcript: Transcript) -> None:
+    from asr.transcript import bound_note
+
     if transcript.truncated_frames:
-        print(
-            f"asr: {file}: the bound on symbols per frame stopped the search on "
-            f"{transcript.truncated_frames} frames; the model may be diverging, or raise search.max_symbols",
-            file=sys.stderr,
-        )
+        print(f"asr: {file}: {bound_note(transcript.truncated_frames)}", file=sys.stderr)
 
 
 def _draw(path: Path, recognizer: Recognizer, file: Path, transcript: Transcript) -> None:
