@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from asr.encoders import (
     build_encoder,
 )
 from asr.errors import ConfigError
+from asr.evaluate import Recordings, _windows
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.recognizer import Recognizer, Transcript
@@ -312,6 +314,16 @@ def test_the_command_says_so(call, make_model, speech_like, tmp_path: Path) -> N
     assert chosen == windowed.transcribe(long).text + "\n"
     code, live, _ = call("transcribe", long, "--model", model, "--window", 1, "--overlap", 0.4, "--stream")
     assert live == out.splitlines(keepends=True)[0]
+
+
+def test_decoding_says_how_many_recordings_went_in_windows(make_model) -> None:
+    recordings = Recordings(
+        [SimpleNamespace(duration=d) for d in (5.0, 1900.0, 2000.0)], lambda cut, rate: cut
+    )
+    assert _windows(asr.load(make_model(bidirectional=True)), recordings) == [
+        "2 recordings of more than 1800 s heard in windows of 30 s that overlap by 10 s"
+    ]
+    assert _windows(asr.load(make_model()), recordings) == []
 
 
 def test_other_windows_are_refused(call, make_model, tmp_path: Path) -> None:
