@@ -28,7 +28,8 @@ from asr import state as states
 from asr.audio import Samples
 from asr.encoders import EncoderOutput
 from asr.lengths import seconds_to_samples
-from asr.recognizer import Recognizer, StreamState, Transcript
+from asr.pipeline import StreamState
+from asr.recognizer import Recognizer, Transcript
 from asr.search import Token, search_whole
 
 TOLERANCE = 1e-4

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,37 +28,22 @@ from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
 from asr.config import override
 from asr.encoders import Encoder, EncoderOutput, Latency, WindowConfig, WindowedEncoder
 from asr.endpoint import EndpointConfig
-from asr.features.fbank import Fbank, FbankState
+from asr.errors import AudioError
 from asr.lengths import samples_to_seconds, seconds_to_samples
-from asr.lms import Scorer
 from asr.model_directory import LoadedModel, load_model
+from asr.pipeline import BLOCK_S, Pipeline, StreamState
 from asr.pretrained import pretrained
-from asr.search import (
-    BeamSearch,
-    CtcBeamSearch,
-    SearchConfig,
-    SearchResult,
-    Token,
-    build_scorer,
-    build_search,
-    build_second_pass,
-    search_whole,
-)
-from asr.search.biasing import PhraseList
-from asr.search.second_pass import Ranked
-from asr.search.streams import begin, listen
+from asr.search import SearchConfig
 from asr.session import Event, Session
-from asr.transcript import TimedToken, Transcript, Word, make_transcript
+from asr.transcript import TimedToken, Transcript, Word
 from asr.vad import VoiceActivity
 
 __all__ = [
     "EndpointConfig",
     "Event",
-    "Flushed",
     "Latency",
     "Recognizer",
     "Session",
-    "Step",
     "StreamState",
     "TimedToken",
     "Transcript",
@@ -68,39 +52,8 @@ __all__ = [
     "load",
 ]
 
-BLOCK_S = 30.0
-"""Long recordings go through a streaming model in blocks of this length."""
 WHOLE_S = 120.0
 """Longer ones go through in blocks in a batch too: masks of the whole grow with the square of its length."""
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """All that a stream remembers, batch-first: sessions can be stacked and split (asr.state)."""
-
-    features: FbankState
-    encoder: Any
-    search: Any
-
-
-class Step(NamedTuple):
-    """What one step of a batch of streams brought."""
-
-    tokens: list[list[Token]]
-    truncated: list[int]
-    state: StreamState
-    encoded: tuple[EncoderOutput, ...]
-    """Encoder frames of the step, in parts."""
-
-
-class Flushed(NamedTuple):
-    """What the end of a batch of streams brought."""
-
-    tokens: list[list[Token]]
-    truncated: list[int]
-    encoded: tuple[EncoderOutput, ...]
-    n_best: list[list[Ranked]]
-    """For each stream all hypotheses of the whole, the chosen one first, if there was a second pass."""
 
 
 def load(
@@ -134,25 +87,8 @@ def _found(search: SearchConfig, directory: Path) -> SearchConfig:
     return search.model_copy(update={"fusion": search.fusion.beside(directory)})
 
 
-class Recognizer:
-    """A loaded model with its features, search and tokenizer. Thread-compatible; streams are independent."""
-
-    def __init__(
-        self, model: LoadedModel, search: SearchConfig | None = None, scorer: Scorer | None = None
-    ) -> None:
-        """`scorer` takes part in the search in place of what search.fusion says."""
-        self.config, self.network, self.tokenizer = model
-        self.device = next(self.network.parameters()).device
-        # Dither is for training: the same recording must give the same words.
-        self.fbank = Fbank(self.config.features.model_copy(update={"dither": 0.0})).to(self.device)
-        self._search_config = search or self.config.search
-        beam = self._search_config.method == "beam"
-        self._scorer = scorer or build_scorer(
-            self._search_config.fusion, self.network, self.tokenizer, streams=beam
-        )
-        self.search = build_search(self._search_config, self.network, self._scorer)
-        self.second_pass = build_second_pass(self._search_config, self.network, self.tokenizer)
-        """What is done with the hypotheses that are left when a stream ends, if anything."""
+class Recognizer(Pipeline):
+    """A loaded model that turns audio into transcripts; see Pipeline for what it does with samples."""
 
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
@@ -167,32 +103,13 @@ class Recognizer:
 
     def _with_encoder(self, encoder: Encoder) -> Recognizer:
         model = LoadedModel(self.config, self.network.with_encoder(encoder), self.tokenizer)
-        return Recognizer(model, self._search_config, self._scorer)
-
-    @property
-    def search_config(self) -> SearchConfig:
-        """How it searches."""
-        return self._search_config
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second that the model hears; everything else is resampled to it."""
-        return self.config.features.sample_rate
-
-    @property
-    def streaming(self) -> bool:
-        """Whether live audio can be fed."""
-        return self.network.encoder.streaming and self._search_config.synchronous == "time"
+        return Recognizer(model, self.search_config, self.scorer)
 
     @property
     def longest_whole_s(self) -> float:
-        """Seconds of a recording that can be heard whole: memory and the encoder's positions decide."""
-        return min(self.network.encoder.longest_whole_s, self.network.encoder.period_s)
-
-    @property
-    def algorithmic_latency_s(self) -> float:
-        """Seconds from the start of an encoder frame until all the audio that it needs has been heard."""
-        return self.network.encoder.algorithmic_latency_s + self.fbank.lookahead_s
+        """Seconds of a recording that can be heard whole: memory and, in full context, positions decide."""
+        encoder = self.network.encoder
+        return min(encoder.longest_whole_s, math.inf if encoder.streaming else encoder.period_s)
 
     def transcribe(
         self,
@@ -208,7 +125,7 @@ class Recognizer:
         """
         name = str(source) if isinstance(source, str | Path) else "array"
         rate = sample_rate or self.sample_rate
-        if not self.streaming and self.windows_for(_duration_s(source, rate)) is not None:
+        if self.windows_for(_duration_s(source, rate)) is not None:
             return self.with_windows().transcribe(source, sample_rate, hotwords=hotwords)
         blocks = self._blocks(source, rate)
         if self.streaming:
@@ -221,7 +138,7 @@ class Recognizer:
 
     def windows_for(self, duration_s: float) -> WindowConfig | None:
         """The windows in which a recording goes through that is too long to be heard whole; None without."""
-        too_long = not self.streaming and duration_s > self.longest_whole_s
+        too_long = not self.network.encoder.streaming and duration_s > self.longest_whole_s
         return WindowConfig() if too_long else None
 
     def transcribe_batch(
@@ -235,7 +152,7 @@ class Recognizer:
 
         `names` go into error messages. `hotwords`: of each recording, see `listen`. Long recordings go in
         blocks, in windows (`windows_for`) or one by one. Raises AudioError for samples that are not finite,
-        and for recordings that are too long to be rescored.
+        and for recordings that are too long for a search that hears them whole, or to be rescored.
         """
         names = names or [f"recording {i}" for i in range(len(recordings))]
         checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
@@ -246,6 +163,7 @@ class Recognizer:
         longest_s = len(checked[longest]) / self.sample_rate
         if self.second_pass is not None:
             self.second_pass.check_length(longest_s, names[longest])
+        self._check_search(longest_s, names[longest])
         whole_s = self.network.encoder.longest_whole_s / math.sqrt(len(checked))
         if not self.streaming and (longest_s > whole_s or self.windows_for(longest_s) is not None):
             return self._one_by_one(checked, names, hotwords)
@@ -254,10 +172,18 @@ class Recognizer:
             row[: len(samples)] = torch.from_numpy(samples)
         phrases = [self.listen(*each) for each in zip(hotwords or [()] * len(names), names, strict=True)]
         in_blocks = self.streaming and longest_s > min(WHOLE_S, whole_s)
-        result = (self._in_blocks if in_blocks else self._at_once)(padded, lengths, phrases)
+        result = (self.in_blocks if in_blocks else self.at_once)(padded, lengths, phrases)
         n_best = result.n_best or [()] * len(checked)
         found = zip(result.tokens, lengths.tolist(), result.truncated, n_best, strict=True)
         return [self.transcript(*each) for each in found]
+
+    def _check_search(self, duration_s: float, name: str) -> None:
+        """Raise AudioError for what an encoder that streams could hear, and a search that does not cannot."""
+        if self.network.encoder.streaming and not self.streaming and duration_s > self.longest_whole_s:
+            raise AudioError(
+                f"{name}: search.synchronous=alignment: expected at most {self.longest_whole_s:.0f} s, which "
+                f"are heard whole, found {duration_s:.0f} s; use search.synchronous=time"
+            )
 
     def _one_by_one(
         self,
@@ -274,13 +200,6 @@ class Recognizer:
         return found
 
     @torch.inference_mode()
-    def features(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """Log-mel features (T, M) of samples (N,) at the model's rate, as the network hears them."""
-        lengths = torch.tensor([len(samples)], device=self.device)
-        found = self.fbank(torch.from_numpy(samples)[None].to(self.device), lengths).features[0]
-        return np.asarray(found.cpu().numpy(), dtype=np.float32)
-
-    @torch.inference_mode()
     def encode(self, samples: npt.NDArray[Any], name: str = "array") -> Tensor:
         """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
 
@@ -291,11 +210,12 @@ class Recognizer:
         duration_s = heard.shape[1] / self.sample_rate
         if (windows := self.windows_for(duration_s)) is not None:
             return self.with_windows(windows).encode(samples, name)
-        if not (self.streaming and duration_s > min(WHOLE_S, self.network.encoder.longest_whole_s)):
+        streaming = self.network.encoder.streaming
+        if not (streaming and duration_s > min(WHOLE_S, self.network.encoder.longest_whole_s)):
             lengths = torch.tensor([heard.shape[1]], device=self.device)
             return _valid(self.network.encode(*self.fbank(heard, lengths)[:2]))
         encoder, parts = self.network.encoder.initial_state(1, self.device), list[Tensor]()
-        for features, lengths in self._features_in_blocks(heard):
+        for features, lengths in self.features_in_blocks(heard):
             encoded = self.network.encode(features, lengths, encoder)
             encoder = encoded.state
             parts.append(_valid(encoded))
@@ -318,120 +238,6 @@ class Recognizer:
         return Session(
             self, sample_rate or self.sample_rate, endpoint=endpoint, voice=voice, hotwords=hotwords
         )
-
-    def listen(self, hotwords: Sequence[str], name: str = "hotwords") -> PhraseList | None:
-        """Phrases that streams are expected to hold, for `initial_state`; None if there are none.
-
-        hotwords: each as a line of a file is written (asr.text.hotwords), "kathleen" or "new delhi<TAB>6.5".
-            They come to those of search.fusion.biasing, whose boost is that of phrases without one.
-
-        `name` goes into errors. Raises HotwordsError or TokenError naming the phrase, ConfigError if the
-        search cannot listen.
-        """
-        return listen(self.search, self._search_config.fusion.biasing, hotwords, name)
-
-    def initial_state(self, batch: int = 1, phrases: Sequence[PhraseList | None] = ()) -> StreamState:
-        """State of `batch` streams that have heard nothing; the phrases that each listens for, if any do."""
-        return StreamState(
-            self.fbank.initial_state(batch, self.device),
-            self.network.encoder.initial_state(batch, self.device),
-            begin(self.search, batch, phrases, self.device),
-        )
-
-    @torch.inference_mode()
-    def step(self, samples: Tensor, sample_lengths: Tensor, state: StreamState) -> Step:
-        """Advance streams by samples (B, N), sample_lengths (B,) of them valid in each."""
-        features, lengths, fbank = self.fbank(samples, sample_lengths, state.features)
-        if features.shape[1] == 0:
-            batch, after = features.shape[0], StreamState(fbank, state.encoder, state.search)
-            return Step([[] for _ in range(batch)], [0] * batch, after, ())
-        encoded = self.network.encode(features, lengths, state.encoder)
-        tokens, search, truncated = self.search(encoded.y, encoded.y_lengths, state.search)
-        return Step(tokens, truncated, StreamState(fbank, encoded.state, search), (encoded,))
-
-    @torch.inference_mode()
-    def flush(
-        self,
-        state: StreamState,
-        said: Sequence[Sequence[Token]] | None = None,
-        heard: Sequence[EncoderOutput] = (),
-    ) -> Flushed:
-        """End streams: what the features, the encoder and the search still held back.
-
-        said: tokens that each stream gave out before; without them there is no second pass.
-        heard: all encoder frames before, where the second pass rescores.
-        """
-        features, lengths, _ = self.fbank.flush(state.features)
-        encoder, search, encoded = state.encoder, state.search, list[EncoderOutput]()
-        if features.shape[1]:
-            encoded.append(self.network.encode(features, lengths, encoder))
-            encoder = encoded[-1].state
-        encoded.append(self.network.encoder.flush(encoder))
-        found = []
-        for y, y_lengths, _ in encoded:
-            found.append(self.search(y, y_lengths, search))
-            search = found[-1].state
-        tokens = [[token for part in found for token in part.tokens[i]] for i in range(len(found[0].tokens))]
-        truncated = [sum(part.truncated[i] for part in found) for i in range(len(tokens))]
-        if said is None or self.second_pass is None:
-            last = self.search.flush(search)
-            tokens = [before + rest for before, rest in zip(tokens, last, strict=True)]
-            return Flushed(tokens, truncated, tuple(encoded), [])
-        assert isinstance(self.search, BeamSearch | CtcBeamSearch)
-        before = [[*first, *more] for first, more in zip(said, tokens, strict=True)]
-        n_best = self.second_pass(before, self.search.n_best(search), [*heard, *encoded])
-        tokens = [row[0].hypothesis.tokens[len(first) :] for row, first in zip(n_best, said, strict=True)]
-        return Flushed(tokens, truncated, tuple(encoded), n_best)
-
-    def transcript(
-        self, tokens: Sequence[Token], samples: int, truncated: int = 0, n_best: Sequence[Ranked] = ()
-    ) -> Transcript:
-        """Tokens with their frames to text with times and confidences, and search.nbest of a list."""
-        frame_s = 1.0 / self.network.encoder.frame_rate
-        duration_s = samples_to_seconds(samples, self.sample_rate)
-        told, confidence = n_best[: self._search_config.nbest], self._search_config.confidence
-        return make_transcript(tokens, self.tokenizer, frame_s, duration_s, truncated, told, confidence)
-
-    @torch.inference_mode()
-    def _at_once(
-        self, samples: Tensor, lengths: Tensor, phrases: Sequence[PhraseList | None]
-    ) -> SearchResult:
-        """What is found in samples (B, N) that are encoded whole."""
-        features, feature_lengths, _ = self.fbank(samples.to(self.device), lengths.to(self.device))
-        encoded = self.network.encode(features, feature_lengths)
-        state = begin(self.search, len(samples), phrases, self.device)
-        return search_whole(self.search, encoded, self.second_pass, state)
-
-    def _in_blocks(
-        self, samples: Tensor, lengths: Tensor, phrases: Sequence[PhraseList | None]
-    ) -> SearchResult:
-        """The same in bounded memory, as streams; such long ones are not rescored."""
-        state, size = self.initial_state(len(samples), phrases), seconds_to_samples(BLOCK_S, self.sample_rate)
-        parts = list[Step]()
-        for start in range(0, samples.shape[1], size):
-            block = samples[:, start : start + size].to(self.device)
-            step = self.step(block, (lengths - start).clamp(0, block.shape[1]).to(self.device), state)
-            parts.append(step._replace(encoded=()))
-            state = step.state
-        tokens = [[token for part in parts for token in part.tokens[i]] for i in range(len(samples))]
-        last = self.flush(state, tokens)
-        tokens = [before + rest for before, rest in zip(tokens, last.tokens, strict=True)]
-        counts = [*(part.truncated for part in parts), last.truncated]
-        truncated = [sum(count[i] for count in counts) for i in range(len(samples))]
-        return SearchResult(tokens, truncated, last.n_best)
-
-    def _features_in_blocks(self, samples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (1, T, M) and how many of them are valid, of samples (1, N)."""
-        state, size = self.fbank.initial_state(1, self.device), seconds_to_samples(BLOCK_S, self.sample_rate)
-        for start in range(0, samples.shape[1], size):
-            block = samples[:, start : start + size]
-            features, lengths, state = self.fbank(
-                block, torch.tensor([block.shape[1]], device=self.device), state
-            )
-            yield features, lengths
-        features, lengths, _ = self.fbank.flush(state)
-        if features.shape[1]:
-            yield features, lengths
 
     def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
         """A file, or an array at `sample_rate`, in blocks at the model's rate."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,12 @@ from asr.audio import Resampler, as_float
 from asr.encoders import EncoderOutput
 from asr.endpoint import EndpointConfig, Rule
 from asr.errors import ConfigError, StreamingError
+from asr.pipeline import Pipeline, StreamState
 from asr.search import Token
 from asr.search.beam import WHOLE_ONLY
 from asr.search.second_pass import Ranked
 from asr.transcript import Transcript
 from asr.vad import VoiceActivity
-
-if TYPE_CHECKING:
-    from asr.recognizer import Recognizer, StreamState
 
 Samples = npt.NDArray[np.float32]
 WORD_PAUSE_S = 0.5
@@ -75,7 +73,7 @@ class Session:
 
     def __init__(
         self,
-        recognizer: Recognizer,
+        pipeline: Pipeline,
         sample_rate: int,
         name: str = "stream",
         *,
@@ -84,25 +82,23 @@ class Session:
         hotwords: Sequence[str] = (),
     ) -> None:
         """See `Recognizer.stream`."""
-        encoder = recognizer.network.encoder
+        encoder = pipeline.network.encoder
         encoder.require_streaming()
-        _check_whole(recognizer, endpoint)
-        if not recognizer.streaming:
+        _check_whole(pipeline, endpoint)
+        if not pipeline.streaming:
             raise StreamingError(WHOLE_ONLY)
-        self._recognizer, self._name, self._endpoint, self._voice = recognizer, name, endpoint, voice
-        self._resampler = Resampler(sample_rate, recognizer.sample_rate)
-        self._phrases = recognizer.listen(
-            hotwords, name
-        )  # they are listened for as long as this object lives
-        self._state: StreamState | None = recognizer.initial_state(1, [self._phrases])
+        self._pipeline, self._name, self._endpoint, self._voice = pipeline, name, endpoint, voice
+        self._resampler = Resampler(sample_rate, pipeline.sample_rate)
+        self._phrases = pipeline.listen(hotwords, name)  # they are listened for as long as this object lives
+        self._state: StreamState | None = pipeline.initial_state(1, [self._phrases])
         self._heard_frames: list[EncoderOutput] = []
         """Of the whole stream, if they are scored again at its end."""
         self._waiting: list[Samples] = []
         self._waiting_samples = 0
         self._heard = 0
         # The encoder answers when it has heard `lookahead_frames` beyond a chunk.
-        self._first_due = recognizer.fbank.samples_for(encoder.chunk_frames + encoder.lookahead_frames)
-        self._step = encoder.chunk_frames * recognizer.fbank.config.shift
+        self._first_due = pipeline.fbank.samples_for(encoder.chunk_frames + encoder.lookahead_frames)
+        self._step = encoder.chunk_frames * pipeline.fbank.config.shift
         self._frame_s = 1.0 / encoder.frame_rate
         self._utterance, self._truncated = 0, 0
         self._tokens: list[Token] = []
@@ -119,7 +115,7 @@ class Session:
         """Encoder frames that have been searched; raises StreamingError after `finish`."""
         self._require_open()
         assert self._state is not None
-        return int(self._recognizer.search.frames(self._state.search)[0])
+        return int(self._pipeline.search.frames(self._state.search)[0])
 
     def feed(self, samples: npt.NDArray[Any]) -> list[Event]:
         """The next samples, (N,) float in -1..1 or int16, any N.
@@ -129,9 +125,9 @@ class Session:
         """
         self._require_open()
         new = self._resampler.feed(as_float(samples, self._name))
-        if self._recognizer.second_pass is not None:
-            fed_s = (self._heard + self._waiting_samples + len(new)) / self._recognizer.sample_rate
-            self._recognizer.second_pass.check_length(fed_s, self._name)
+        if self._pipeline.second_pass is not None:
+            fed_s = (self._heard + self._waiting_samples + len(new)) / self._pipeline.sample_rate
+            self._pipeline.second_pass.check_length(fed_s, self._name)
         return self._advance(new, last=False)
 
     def finish(self) -> list[Event]:
@@ -139,7 +135,7 @@ class Session:
         self._require_open()
         events = [e for e in self._advance(self._resampler.flush(), last=True) if e.kind == "final"]
         assert self._state is not None
-        result = self._recognizer.flush(self._state, [self._tokens], self._heard_frames)
+        result = self._pipeline.flush(self._state, [self._tokens], self._heard_frames)
         self._tokens += result.tokens[0]
         n_best = result.n_best[0] if result.n_best else []
         self._truncated += result.truncated[0]
@@ -187,19 +183,19 @@ class Session:
     def _hear(self, samples: Samples) -> list[Event]:
         """One step of the model, and the events that it brings."""
         assert self._state is not None
-        second_pass = self._recognizer.second_pass
+        second_pass = self._pipeline.second_pass
         self._heard += len(samples)
         if self._voice is not None:
             self._voice.feed(samples)
-        chunk = torch.from_numpy(samples)[None].to(self._recognizer.device)
+        chunk = torch.from_numpy(samples)[None].to(self._pipeline.device)
         lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
-        step = self._recognizer.step(chunk, lengths, self._state)
+        step = self._pipeline.step(chunk, lengths, self._state)
         self._state = step.state
         if second_pass is not None and second_pass.rescores:
             self._heard_frames += step.encoded
         self._tokens += step.tokens[0]
         self._truncated += step.truncated[0]
-        shown, self._pending = self._pending, self._recognizer.search.pending(step.state.search)[0]
+        shown, self._pending = self._pending, self._pipeline.search.pending(step.state.search)[0]
         news = _labels([*step.tokens[0], *self._pending]) != _labels(shown)
         events = [self._event("partial")] if news else []
         return events + self._ended()
@@ -209,7 +205,7 @@ class Session:
         if self._endpoint is None:
             return []
         assert self._state is not None
-        search, frame = self._recognizer.search, self.frames
+        search, frame = self._pipeline.search, self.frames
         going_on = search.flush(self._state.search)[0]
         said = [*self._tokens, *going_on]
         length_s = (frame - (said[0].frame if said else self._first_frame)) * self._frame_s
@@ -234,7 +230,7 @@ class Session:
 
     def _complete(self, frame: int, going_on: bool) -> int:
         """How many of the tokens belong to complete words; all of them if there is but one word."""
-        words = self._recognizer.tokenizer.words([token.id for token in self._tokens])
+        words = self._pipeline.tokenizer.words([token.id for token in self._tokens])
         if len(words) < 2 or words[-1].stop < len(self._tokens):
             return len(self._tokens)
         pause_s = (frame - self._tokens[-1].end_frame) * self._frame_s
@@ -255,7 +251,7 @@ class Session:
         heard = self._heard
 
         def make() -> Transcript:
-            return self._recognizer.transcript([*tokens[:count], *pending], heard, truncated, n_best)
+            return self._pipeline.transcript([*tokens[:count], *pending], heard, truncated, n_best)
 
         def labels(start: int) -> list[int]:
             return _labels([*tokens[start:count], *pending[max(0, start - count) :]])
@@ -266,12 +262,12 @@ class Session:
         return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels)
 
 
-def _check_whole(recognizer: Recognizer, endpoint: EndpointConfig | None) -> None:
+def _check_whole(pipeline: Pipeline, endpoint: EndpointConfig | None) -> None:
     """Raise ConfigError for a second pass over utterances of a stream.
 
     What was heard before a border goes on behind it, and that is what the best hypothesis says.
     """
-    if endpoint is not None and recognizer.second_pass is not None:
+    if endpoint is not None and pipeline.second_pass is not None:
         raise ConfigError(
             "search.rescore, search.mbr, search.nbest: expected a stream that is one utterance, found rules "
             "that end utterances (silence, longest length, nothing); leave out the ones or the others"

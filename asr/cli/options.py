@@ -43,7 +43,7 @@ LmOption = Annotated[
         "--lm",
         metavar="LM[:WEIGHT]",
         help="Language model that takes part, in place of the model's own: ARPA file, or a neural one's "
-        "directory; repeat it for several; with --beam.",
+        "directory; repeat it for several, below 0 it is taken off; with --beam.",
     ),
 ]
 HotwordsOption = Annotated[

@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,7 +44,8 @@ class EncoderOutput(NamedTuple):
 
 def draws(step: int, view: int) -> torch.Generator:
     """What is drawn of modes in training: the same in all processes, another for each step and view."""
-    return torch.Generator().manual_seed(step + (view << 42))
+    # A generator takes 32 bits of a seed, and looks at no more.
+    return torch.Generator().manual_seed(int(np.random.default_rng((step, view)).integers(1 << 32)))
 
 
 class Encoder(nn.Module, ABC):

@@ -24,8 +24,9 @@ class CtcLossConfig(Config):
     consistency: float = Field(0.0, ge=0)
     """Weight of CR-CTC's consistency term (asr.losses.consistency); the paper has 0.2 of CTC's own weight.
     Every utterance is then trained on twice, masked by two draws of SpecAugment: a batch takes twice the
-    memory, so halve batches.max_duration_s. The paper also masks 2.5 times as much time
-    (specaugment.max_time_fraction, and time_masks to match)."""
+    memory, so halve batches.max_duration_s. An encoder with several contexts draws one for each view, so what
+    hears less learns from what hears more (as in the dual-mode training of Yu et al. 2021). The paper also
+    masks 2.5 times as much time (specaugment.max_time_fraction, and time_masks to match)."""
 
     @model_validator(mode="after")
     def _consistency_has_its_head(self) -> CtcLossConfig:

@@ -6,10 +6,10 @@ What a path is decides: a directory holds a neural language model (`asr.lm_direc
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator
 
 from asr.config import Config
 from asr.errors import ConfigError
@@ -21,13 +21,24 @@ from asr.text.tokenizer import Tokenizer
 Unit = Literal["words", "labels"]
 
 
+def _counts(weight: float) -> float:
+    if weight == 0:
+        raise ValueError("expected a weight other than 0: leave the language model out")
+    return weight
+
+
+LmWeight = Annotated[float, AfterValidator(_counts)]
+"""How much a language model counts. Below 0 it is taken off: one of what the recogniser was trained on, large
+(density ratio, McDermott et al. 2019) or of low order (LODR, Zheng et al. 2022)."""
+
+
 class LmConfig(Config):
     """One language model."""
 
     lm: str
     """File of an n-gram: ARPA, gzipped or not, or what NgramModel.save made of it; or a neural language
     model's directory, as `asr train` makes it, whose labels must be the recogniser's."""
-    weight: float = Field(0.3, gt=0)
+    weight: LmWeight = 0.3
     unit: Unit = "words"
     """What an n-gram is of: words, or the labels that the recogniser writes (letters, pieces)."""
     words: WordNgramConfig = WordNgramConfig()

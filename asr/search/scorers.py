@@ -13,7 +13,7 @@ from asr.lms.cache import CacheConfig
 from asr.search.biasing import BiasingConfig
 from asr.search.fusion import Fusion, Weighted
 from asr.search.internal_lm import InternalLm
-from asr.search.language_models import LmConfig, Unit, build_lm
+from asr.search.language_models import LmConfig, LmWeight, Unit, build_lm
 from asr.text.tokenizer import Tokenizer
 from asr.transducer import Transducer
 
@@ -23,7 +23,7 @@ class FusionConfig(Config):
 
     lm: str | None = None
     """A language model: an n-gram's file or a neural one's directory (asr.search.language_models)."""
-    lm_weight: float = Field(0.3, gt=0)
+    lm_weight: LmWeight = 0.3
     lm_unit: Unit = "words"
     """What an n-gram is of: words, or the labels that the recogniser writes (letters, pieces)."""
     words: WordNgramConfig = WordNgramConfig()
@@ -33,7 +33,8 @@ class FusionConfig(Config):
     more_lms: tuple[LmConfig, ...] = ()
     """Further language models, each with its weight."""
     internal_lm_weight: float = Field(0.0, ge=0)
-    """How much of the language model inside the transducer is taken off (asr.search.internal_lm)."""
+    """How much of the language model inside the transducer is taken off (asr.search.internal_lm).
+    Language models of its training texts with weights below 0 are another way."""
     biasing: BiasingConfig = BiasingConfig()
     """Phrases that are rewarded (asr.search.biasing)."""
     reward: float = 0.0

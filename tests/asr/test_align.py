@@ -112,7 +112,7 @@ def test_long_recordings_are_encoded_in_blocks(hybrid: Path, monkeypatch: pytest
     recognizer, samples = load(hybrid), tones("two", "zero", "one", "two")
     whole = recognizer.encode(samples)
     monkeypatch.setattr("asr.recognizer.WHOLE_S", 1.0)
-    monkeypatch.setattr("asr.recognizer.BLOCK_S", 0.37)
+    monkeypatch.setattr("asr.pipeline.BLOCK_S", 0.37)
     torch.testing.assert_close(recognizer.encode(samples), whole, atol=1e-4, rtol=1e-4)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from asr.data.batch import Batch
-from asr.encoders import LstmEncoderConfig
+from asr.encoders import AnyEncoderConfig, ConformerEncoderConfig, LstmEncoderConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
+from asr.layers.context import ContextConfig
 from asr.losses import CtcLossConfig, LossConfig, TransducerLossConfig, consistency_loss
 from asr.predictors import StatelessPredictorConfig
 from asr.train.metrics import Stopwatch
@@ -67,12 +68,14 @@ def test_equal_views_agree_and_bfloat16_is_summed_in_float32() -> None:
     assert consistency_loss(torch.cat([logits, logits.flip(0)]), lengths).dtype == torch.float32
 
 
-def network(transducer: bool = True, **ctc: Any) -> Transducer:
+DROPS = LstmEncoderConfig(hidden=8, layers=1, dropout=0.2)
+
+
+def network(transducer: bool = True, encoder: AnyEncoderConfig = DROPS, **ctc: Any) -> Transducer:
     torch.manual_seed(0)
     loss = LossConfig(
         transducer=TransducerLossConfig(weight=transducer), ctc=CtcLossConfig(**{"weight": 0.5, **ctc})
     )
-    encoder = LstmEncoderConfig(hidden=8, layers=1, dropout=0.2)
     predictor = StatelessPredictorConfig(dim=8, context=1) if transducer else None
     config = TransducerConfig(encoder=encoder, predictor=predictor, joiner=JoinerConfig(dim=8), loss=loss)
     return Transducer(config, BINS, VOCAB).train()
@@ -105,7 +108,7 @@ def seeded(model: Transducer, heard: Batch, views: int) -> Tensor:
     from asr.train.step import _seed
 
     _seed(torch.device("cpu"), 0, heard.seed)
-    encoded = model.encode(heard.features, heard.feature_lengths)
+    encoded = model.encode_views(heard.features, heard.feature_lengths, views)
     rows = heard.targets.repeat(views, 1), heard.target_lengths.repeat(views)
     return model.losses(encoded.y, encoded.y_lengths, *rows, None, views).total
 
@@ -168,3 +171,32 @@ def test_it_needs_a_head_and_masks() -> None:
     for nothing in ({"probability": 0}, {"freq_masks": 0, "time_masks": 0}):
         with pytest.raises(ValueError, match=r"nothing is masked: set specaugment\.probability above 0"):
             Recipe(network=config, specaugment=SpecAugmentConfig(**nothing))
+
+
+@torch.no_grad()
+def test_each_view_goes_through_a_context_of_its_own() -> None:
+    contexts = ContextConfig(chunk=2, left_chunks=1), ContextConfig(chunk=4, left_chunks=1), ContextConfig()
+    encoder = ConformerEncoderConfig(
+        dim=8, heads=2, layers=1, dropout=0.0, contexts=contexts, context_warmup_steps=3
+    )
+    model = network(encoder=encoder).train()
+    drawn = {
+        tuple(contexts.index(model.encoder.at_step(step, v).context) for v in (0, 1)) for step in range(3, 60)
+    }
+    assert drawn == {(a, b) for a in range(3) for b in range(3)}
+    assert model.encoder.at_step(2, 1).context == contexts[0]
+    twice = batch(views=2)
+    halves = [half.chunk(2) for half in (twice.features, twice.feature_lengths)]
+    for step in (1, 7, 8):
+        found = model.encode_views(twice.features, twice.feature_lengths, 2, step)
+        for view, (features, lengths) in enumerate(zip(*halves, strict=True)):
+            mode = model.with_encoder(model.encoder.at_step(step, view)).eval()
+            expected = mode.encode(features, lengths)
+            for row, length in enumerate(expected.y_lengths.tolist()):
+                y = found.y[2 * view + row, :length]
+                torch.testing.assert_close(y, expected.y[row, :length])
+        assert (
+            found.y_lengths.tolist()
+            == model.eval().encode(twice.features, twice.feature_lengths).y_lengths.tolist()
+        )
+        model.train()

@@ -168,6 +168,28 @@ def test_several_at_once_each_with_its_weight(make_model, tmp_path: Path) -> Non
     assert FusionConfig().empty
 
 
+def test_what_the_recogniser_learnt_from_its_texts_can_be_taken_off(make_model, tmp_path: Path) -> None:
+    """Density ratio and LODR: a weight below 0, on the command line and in a configuration."""
+    from asr.cli.options import search_settings
+
+    directory = make_model()
+    (tmp_path / "target.arpa").write_text(ARPA)
+    (tmp_path / "source.arpa").write_text(ARPA.replace("-0.7 zero", "-0.2 zero"))
+    target, source = tmp_path / "target.arpa", tmp_path / "source.arpa"
+    settings = search_settings(3, [f"{target}:0.5", f"{source}:-0.2"], None)
+    ratio = asr.load(directory, settings=settings).search.scorer
+    alone = [
+        asr.load(directory, settings=search_settings(3, [f"{lm}:1"], None)).search.scorer
+        for lm in (target, source)
+    ]
+    scores = [scorer.score(scorer.initial_state(1)) for scorer in (ratio, *alone)]
+    assert not torch.allclose(scores[1], scores[2])
+    torch.testing.assert_close(scores[0], 0.5 * scores[1] - 0.2 * scores[2])
+    for lms in (["x:0"], ["x", "y:0"]):
+        with pytest.raises(ConfigError, match="expected a weight other than 0: leave the language model out"):
+            override(SearchConfig(), search_settings(3, lms, None))
+
+
 def test_a_model_whose_labels_are_others_is_one_line(make_model, tmp_path: Path) -> None:
     directory = make_model()
     cases = {

@@ -113,8 +113,8 @@ def test_long_recordings_of_a_batch_go_through_in_blocks(
     recordings = [speech_like(s, seed=i) for i, s in enumerate([5.0, 0.7, 0.0, 3.1])]
     whole = [tokens(t) for t in recognizer.transcribe_batch(recordings)]
     monkeypatch.setattr("asr.recognizer.WHOLE_S", 4.0)
-    monkeypatch.setattr("asr.recognizer.BLOCK_S", 0.9)
-    monkeypatch.setattr(Recognizer, "_at_once", None)
+    monkeypatch.setattr("asr.pipeline.BLOCK_S", 0.9)
+    monkeypatch.setattr(Recognizer, "at_once", None)
     assert [tokens(t) for t in recognizer.transcribe_batch(recordings)] == whole
     assert all(whole[i] for i in (0, 1, 3))
 
@@ -138,7 +138,7 @@ def test_what_is_heard_whole_is_bounded(
         whole.append([round(n / RATE) for n in lengths.tolist()])
         return SearchResult([[] for _ in lengths], [0] * len(lengths))
 
-    monkeypatch.setattr(Recognizer, "_at_once", at_once)
+    monkeypatch.setattr(Recognizer, "at_once", at_once)
     long = np.zeros((longest_s + 10) * RATE, np.float32)
     assert round(recognizer.longest_whole_s) == longest_s
     assert recognizer.windows_for(longest_s - 1) is None

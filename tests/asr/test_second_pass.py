@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_refused(make_model, monkeypatch) -> None:
 
 def test_a_long_recording_in_blocks_has_an_n_best_list_too(make_model, speech_like, monkeypatch) -> None:
     monkeypatch.setattr(asr.recognizer, "WHOLE_S", 1.0)
-    monkeypatch.setattr(asr.recognizer, "BLOCK_S", 0.7)
+    monkeypatch.setattr("asr.pipeline.BLOCK_S", 0.7)
     recognizer = asr.load(make_model(), settings=["method=beam", "mbr=0.3", "nbest=2"])
     samples = speech_like(2.2, seed=5)
     (found,) = recognizer.transcribe_batch([samples])

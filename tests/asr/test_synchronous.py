@@ -9,7 +9,7 @@ import torch
 
 import asr
 from asr.encoders import EncoderOutput
-from asr.errors import ConfigError, StreamingError
+from asr.errors import AudioError, ConfigError, StreamingError
 from asr.search import BeamSearch, SearchConfig, arena, build_search, search_whole
 from asr.search.fusion import Fusion, Weighted
 from asr.search.history import EVERY
@@ -142,3 +142,21 @@ def test_by_length_of_alignments_recordings_are_transcribed_whole(make_model, sp
     assert transcript.text == recognizer.transcribe_batch([samples])[0].text
     with pytest.raises(StreamingError, match=r"expected whole recordings, found a stream"):
         recognizer.stream()
+
+
+def test_by_length_of_alignments_what_cannot_be_heard_whole_is_refused(
+    make_model, speech_like, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows or blocks it would be a stream; its frames alone can be had."""
+    recognizer = asr.load(make_model(), settings=["method=beam", "synchronous=alignment"])
+    samples, short = speech_like(3.1), speech_like(0.6)
+    expected = recognizer.transcribe(short).text
+    monkeypatch.setattr("asr.encoders.base.LONGEST_WHOLE_S", 2.0)
+    told = r"{}: search\.synchronous=alignment: expected at most 2 s, .*found 3 s; use search\.sync"
+    with pytest.raises(AudioError, match=told.format("array")):
+        recognizer.transcribe(samples)
+    with pytest.raises(AudioError, match=told.format("long")):
+        recognizer.transcribe_batch([short, samples], ["short", "long"])
+    # Four together would have a second each: one after the other.
+    assert [each.text for each in recognizer.transcribe_batch([short] * 4)] == [expected] * 4
+    assert recognizer.encode(samples).shape[0] > recognizer.encode(short).shape[0]

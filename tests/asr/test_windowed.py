@@ -276,13 +276,13 @@ def test_positions_that_begin_anew_are_not_heard_whole(make_model, monkeypatch: 
     """Whisper's do after 30 s; a batch of shorter recordings is one batch all the same."""
     encoder = WhisperEncoderConfig(contexts=(ContextConfig(),), dim=16, heads=2, layers=1)
     recognizer, heard = asr.load(make_model(encoder=encoder)), list[int]()
-    at_once = Recognizer._at_once
+    at_once = Recognizer.at_once
 
     def counted(self: Recognizer, samples: Tensor, *others: Any) -> Any:
         heard.append(len(samples))
         return at_once(self, samples, *others)
 
-    monkeypatch.setattr(Recognizer, "_at_once", counted)
+    monkeypatch.setattr(Recognizer, "at_once", counted)
     assert recognizer.longest_whole_s == 30
     silence = np.zeros(31 * RATE, np.float32)
     recognizer.transcribe_batch([silence[: 29 * RATE]] * 3)

@@ -81,7 +81,7 @@ def main() -> None:
     print("search   measure      aggregate  T      test as it is                            calibrated")
     for name in options.search or ["greedy"]:
         config = recognizer.search_config if name == "default" else SearchConfig(fusion=FusionConfig())
-        scorer = recognizer._scorer if name == "default" else None
+        scorer = recognizer.scorer if name == "default" else None
         for measure in options.measures.split(","):
             confidence = ConfidenceConfig(measure=measure)
             search = build_search(
