@@ -3,6 +3,7 @@ PYTHON ?= python3
 DATA ?=
 BIN := .venv/bin
 EXP ?= exp/demo
+WORKERS ?= 2
 
 .PHONY: .venv demo test check format bench clean
 
@@ -17,8 +18,8 @@ demo: .venv/ready  ## digits: prepare, train, decode, live; then English with th
 	PATH="$(CURDIR)/$(BIN):$$PATH" egs/digits/run.sh --data-dir "$(DATA)" --exp $(EXP)
 	$(BIN)/python egs/english/listen.py
 
-test: .venv/ready
-	$(BIN)/python -m pytest
+test: .venv/ready  ## by WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

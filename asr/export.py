@@ -16,7 +16,8 @@ from asr.directory import WEIGHTS, load_weights, read_card
 from asr.errors import ConfigError
 from asr.lm_directory import LmModelConfig, LoadedLm, is_lm_directory, load_lm, save_lm
 from asr.lms import NgramModel, build_neural_lm
-from asr.model_directory import LoadedModel, build_network, load_model, save_model
+from asr.losses import TwinConfig
+from asr.model_directory import LoadedModel, ModelConfig, build_network, load_model, save_model
 from asr.search import FusionConfig
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.train import checkpoint
@@ -27,6 +28,7 @@ from asr.train.lm_recipe import LmRecipe
 from asr.train.recipe import Recipe
 from asr.train.setup import CHECKPOINTS, RECIPE, RUN, RunInfo, describe_model
 from asr.train.task import AnyRecipe
+from asr.transducer import Transducer
 from asr.weights import Storage
 
 
@@ -61,7 +63,8 @@ def _export_recogniser(
     added = _added(own, search.fusion, loaded.tokenizer)
     fusion = search.fusion.renamed(lambda lm: added[lm].name if lm in added else lm)
     config = loaded.config.model_copy(update={"search": search.model_copy(update={"fusion": fusion})})
-    save_model(out, config, loaded.network, loaded.tokenizer, card, storage)
+    config, network = _without_twin(config, loaded.network)
+    save_model(out, config, network, loaded.tokenizer, card, storage)
     _copy(model, out, RECIPE)
     for name in {lm.lm for lm in search.fusion.lms} - set(added):
         # A language model that lies elsewhere stays there, and nothing is written elsewhere.
@@ -74,6 +77,18 @@ def _export_recogniser(
             _export_lm(lm.path, out / lm.name, storage, unfinished=False)
         else:
             lm.ngram.save(out / lm.name, compact=True)
+
+
+def _without_twin(config: ModelConfig, network: Transducer) -> tuple[ModelConfig, Transducer]:
+    """The same without what only training needs."""
+    loss = config.network.loss
+    if not loss.twin.weight:
+        return config, network
+    loss = loss.model_copy(update={"twin": TwinConfig()})
+    config = config.model_copy(update={"network": config.network.model_copy(update={"loss": loss})})
+    smaller = build_network(config).eval()
+    smaller.load_state_dict({name: network.state_dict()[name] for name in smaller.state_dict()})
+    return config, smaller
 
 
 class _Added(NamedTuple):

@@ -21,6 +21,7 @@ from asr.encoders import Encoder, EncoderConfig, EncoderOutput, LstmEncoderConfi
 from asr.errors import ConfigError
 from asr.joiner import Joiner, JoinerConfig
 from asr.layers.norm import FeatureNorm
+from asr.lengths import padding_mask
 from asr.losses import (
     LossConfig,
     NBest,
@@ -32,8 +33,10 @@ from asr.losses import (
     pruned_transducer_loss,
     transducer_frames_needed,
     transducer_loss,
+    twin_loss,
 )
 from asr.predictors import PredictorConfig, StatelessPredictorConfig, build_predictor
+from asr.predictors.twin import Twin, TwinOutput
 
 BLANK = 0
 """The blank's label, in every model and tokenizer."""
@@ -70,6 +73,8 @@ class Losses(NamedTuple):
     """None of one view."""
     mwer: Tensor | None = None
     """None without hypotheses."""
+    twin: Tensor | None = None
+    """None without a twin of the predictor."""
 
 
 class Transducer(nn.Module):
@@ -92,6 +97,8 @@ class Transducer(nn.Module):
             if loss.kind == "pruned":
                 self.simple_encoder = nn.Linear(width, vocab_size)
                 self.simple_predictor = nn.Linear(self.predictor.output_dim, vocab_size, bias=False)
+            if config.loss.twin.weight:
+                self.twin = Twin(build_predictor(config.predictor, vocab_size, BLANK), vocab_size)
         self.ctc = nn.Linear(width, vocab_size) if config.loss.ctc.weight else None
 
     def with_encoder(self, encoder: Encoder) -> Transducer:
@@ -144,13 +151,17 @@ class Transducer(nn.Module):
         """
         config = self.config.loss
         total = encoded.new_zeros(encoded.shape[0], dtype=torch.float32)
-        transducer = ctc = consistency = mwer = None
+        transducer = ctc = consistency = mwer = twin = None
         to = Transcripts(targets, lengths, target_lengths, self.blank)
         own_step = config.transducer.own_step(step)
         if self.has_transducer and (own_step is None or own_step >= 0):
             frames = encoded[:, : int(lengths.max())]
-            transducer = self._transducer_loss(frames, to, own_step)
+            spoken = self._spoken(to.targets, to.target_lengths)
+            transducer = self._transducer_loss(frames, spoken, to, own_step)
             total = total + config.transducer.weight * transducer
+            if config.twin.weight:
+                twin = self._twin_loss(spoken, to)
+                total = total + twin
             if n_best is not None:
                 mwer = mwer_loss(self._log_probs(frames, lengths, n_best), n_best)
                 total = total + config.mwer.weight * mwer
@@ -164,22 +175,30 @@ class Transducer(nn.Module):
             if views > 1:
                 consistency = consistency_loss(logits, lengths)
                 total = total + config.ctc.consistency * consistency
-        return Losses(total, transducer, ctc, consistency, mwer)
+        return Losses(total, transducer, ctc, consistency, mwer, twin)
 
-    def _transducer_loss(self, frames: Tensor, to: Transcripts, step: int | None) -> Tensor:
+    def _transducer_loss(self, frames: Tensor, spoken: Tensor, to: Transcripts, step: int | None) -> Tensor:
         """(B,) losses by the configured kind."""
         loss = self.config.loss.transducer
-        spoken = self._spoken(to.targets, to.target_lengths)
         joiner = self.joiner.projected(frames, spoken)
         if loss.kind == "pruned":
             am, lm = self.simple_encoder(frames), self.simple_predictor(spoken)
             return pruned_transducer_loss(loss, am, lm, joiner, to, step)
         return transducer_loss(loss, joiner, to, step)
 
+    def _twin_loss(self, spoken: Tensor, to: Transcripts) -> Tensor:
+        """(B,) losses of the predictor's outputs beside those of its twin."""
+        transcripts = self._padded(to.targets, to.target_lengths), to.target_lengths
+        compared: TwinOutput = self.twin(spoken, *transcripts)
+        return twin_loss(self.config.loss.twin, *compared, *transcripts)
+
     def _spoken(self, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """(B, U + 1, P) predictor outputs of transcripts (B, U) padded with anything."""
-        valid = torch.arange(targets.shape[1], device=targets.device)[None] < target_lengths[:, None]
-        return self.predictor.whole(torch.where(valid, targets, self.blank))
+        return self.predictor.whole(self._padded(targets, target_lengths))
+
+    def _padded(self, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Transcripts (B, U) padded with blanks."""
+        return targets.masked_fill(~padding_mask(target_lengths, targets.shape[1]), self.blank)
 
     def _log_probs(self, frames: Tensor, lengths: Tensor, n_best: NBest) -> Tensor:
         """(B, N) log-probabilities of hypotheses over all alignments; minus infinity where there is none."""

@@ -18,6 +18,7 @@ from asr.losses.transducer import (
     transducer_frames_needed,
     transducer_loss,
 )
+from asr.losses.twin import TwinConfig, twin_loss
 
 
 class LossConfig(Config):
@@ -26,6 +27,7 @@ class LossConfig(Config):
     transducer: TransducerLossConfig = TransducerLossConfig()
     ctc: CtcLossConfig = CtcLossConfig()
     mwer: MwerConfig = MwerConfig()
+    twin: TwinConfig = TwinConfig()
 
     @model_validator(mode="after")
     def _mwer_has_its_head(self) -> LossConfig:
@@ -33,6 +35,15 @@ class LossConfig(Config):
             raise ValueError(
                 f"mwer.weight {self.mwer.weight:g} trains a transducer, expected transducer.weight above 0, "
                 "found 0: set it to 0.01 or more, or mwer.weight to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _twin_has_a_predictor(self) -> LossConfig:
+        if self.twin.weight and not self.transducer.weight:
+            raise ValueError(
+                f"twin.weight {self.twin.weight:g} is for the predictor of a transducer, expected "
+                "transducer.weight above 0, found 0: set twin.weight to 0"
             )
         return self
 
@@ -56,6 +67,7 @@ __all__ = [
     "TopologyConfig",
     "Transcripts",
     "TransducerLossConfig",
+    "TwinConfig",
     "consistency_loss",
     "ctc_frames_needed",
     "ctc_head_loss",
@@ -63,4 +75,5 @@ __all__ = [
     "pruned_transducer_loss",
     "transducer_frames_needed",
     "transducer_loss",
+    "twin_loss",
 ]
