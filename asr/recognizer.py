@@ -107,9 +107,8 @@ class Recognizer(Pipeline):
 
     @property
     def longest_whole_s(self) -> float:
-        """Seconds of a recording that can be heard whole: memory and, in full context, positions decide."""
-        encoder = self.network.encoder
-        return min(encoder.longest_whole_s, math.inf if encoder.streaming else encoder.period_s)
+        """Seconds of a recording that can be heard whole."""
+        return self.network.encoder.longest_whole_s
 
     def transcribe(
         self,
@@ -123,10 +122,14 @@ class Recognizer(Pipeline):
         Files of any length are read in blocks, and go through in windows where the model would have to hear
         them whole and cannot (`windows_for`). `hotwords`: see `listen`. Raises AudioError naming the file.
         """
-        name = str(source) if isinstance(source, str | Path) else "array"
         rate = sample_rate or self.sample_rate
-        if self.windows_for(_duration_s(source, rate)) is not None:
-            return self.with_windows().transcribe(source, sample_rate, hotwords=hotwords)
+        if isinstance(source, str | Path):
+            name, duration_s = str(source), probe(source).duration_s
+        else:
+            source = as_float(source, "array")
+            name, duration_s = "array", samples_to_seconds(len(source), rate)
+        if (windows := self.windows_for(duration_s)) is not None:
+            return self.with_windows(windows).transcribe(source, sample_rate, hotwords=hotwords)
         blocks = self._blocks(source, rate)
         if self.streaming:
             session = Session(self, self.sample_rate, name, hotwords=hotwords)
@@ -138,8 +141,12 @@ class Recognizer(Pipeline):
 
     def windows_for(self, duration_s: float) -> WindowConfig | None:
         """The windows in which a recording goes through that is too long to be heard whole; None without."""
-        too_long = not self.network.encoder.streaming and duration_s > self.longest_whole_s
-        return WindowConfig() if too_long else None
+        if self.network.encoder.streaming or duration_s <= self.longest_whole_s:
+            return None
+        usual, longest_s = WindowConfig(), self.longest_whole_s
+        if usual.length_s > longest_s:
+            return WindowConfig(length_s=longest_s, overlap_s=longest_s / 3)
+        return usual
 
     def transcribe_batch(
         self,
@@ -164,7 +171,7 @@ class Recognizer(Pipeline):
         if self.second_pass is not None:
             self.second_pass.check_length(longest_s, names[longest])
         self._check_search(longest_s, names[longest])
-        whole_s = self.network.encoder.longest_whole_s / math.sqrt(len(checked))
+        whole_s = self.network.encoder.longest_stored_s / math.sqrt(len(checked))
         if not self.streaming and (longest_s > whole_s or self.windows_for(longest_s) is not None):
             return self._one_by_one(checked, names, hotwords)
         padded = torch.zeros(len(checked), int(lengths.max()))
@@ -239,23 +246,15 @@ class Recognizer(Pipeline):
             self, sample_rate or self.sample_rate, endpoint=endpoint, voice=voice, hotwords=hotwords
         )
 
-    def _blocks(self, source: Path | str | npt.NDArray[Any], sample_rate: int) -> Iterator[Samples]:
-        """A file, or an array at `sample_rate`, in blocks at the model's rate."""
+    def _blocks(self, source: Path | str | Samples, sample_rate: int) -> Iterator[Samples]:
+        """A file, or samples at `sample_rate`, in blocks at the model's rate."""
         if isinstance(source, str | Path):
             yield from audio_blocks(source, self.sample_rate, BLOCK_S)
             return
-        samples, size = as_float(source, "array"), seconds_to_samples(BLOCK_S, sample_rate)
-        resampler = Resampler(sample_rate, self.sample_rate)
-        for start in range(0, len(samples), size):
-            yield resampler.feed(samples[start : start + size])
+        resampler, size = Resampler(sample_rate, self.sample_rate), seconds_to_samples(BLOCK_S, sample_rate)
+        for start in range(0, len(source), size):
+            yield resampler.feed(source[start : start + size])
         yield resampler.flush()
-
-
-def _duration_s(source: Path | str | npt.NDArray[Any], sample_rate: int) -> float:
-    """Of a file, by its header, or of samples at this rate."""
-    if isinstance(source, str | Path):
-        return probe(source).duration_s
-    return samples_to_seconds(len(source), sample_rate)
 
 
 def _valid(encoded: EncoderOutput) -> Tensor:

@@ -74,7 +74,7 @@ class Losses(NamedTuple):
     mwer: Tensor | None = None
     """None without hypotheses."""
     twin: Tensor | None = None
-    """None without a twin of the predictor."""
+    """None without a twin of the predictor, and where nothing is trained."""
 
 
 class Transducer(nn.Module):
@@ -112,21 +112,18 @@ class Transducer(nn.Module):
         """Whether there is a predictor and a joiner to decode with."""
         return hasattr(self, "joiner")
 
-    def encode(
-        self, features: Tensor, feature_lengths: Tensor, state: Any = None, step: int | None = None
-    ) -> EncoderOutput:
-        """Normalise and encode (B, T, D) features: whole utterances, or chunks if a state is given.
-
-        `step` is the optimiser step in training, for what warms up; None is after that.
-        """
-        encoder = self.encoder.at_step(step) if self.training else self.encoder
-        out: EncoderOutput = encoder(self.norm(features), feature_lengths, state)
+    def encode(self, features: Tensor, feature_lengths: Tensor, state: Any = None) -> EncoderOutput:
+        """Normalise and encode (B, T, D) features: whole utterances, or chunks if a state is given."""
+        out: EncoderOutput = self.encoder(self.norm(features), feature_lengths, state)
         return out
 
     def encode_views(
         self, features: Tensor, feature_lengths: Tensor, views: int, step: int | None = None
     ) -> EncoderOutput:
-        """Encode whole utterances (views * B, T, D) in training, each view in a mode of its own."""
+        """Encode whole utterances (views * B, T, D) in training, each view in a mode of its own.
+
+        `step` is the optimiser step, for what warms up; None is after that.
+        """
         features = self.norm(features)
         parts = zip(features.chunk(views), feature_lengths.chunk(views), strict=True)
         encoded = [self.encoder.at_step(step, view)(*part) for view, part in enumerate(parts)]
@@ -159,7 +156,7 @@ class Transducer(nn.Module):
             spoken = self._spoken(to.targets, to.target_lengths)
             transducer = self._transducer_loss(frames, spoken, to, own_step)
             total = total + config.transducer.weight * transducer
-            if config.twin.weight:
+            if config.twin.weight and self.training:
                 twin = self._twin_loss(spoken, to)
                 total = total + twin
             if n_best is not None:

@@ -42,10 +42,10 @@ class EncoderOutput(NamedTuple):
     """State for the next chunk; None if none was passed in."""
 
 
-def draws(step: int, view: int) -> torch.Generator:
-    """What is drawn of modes in training: the same in all processes, another for each step and view."""
+def generator_for(*seeds: int) -> torch.Generator:
+    """Draws the modes of training: seeded by step and view, it is the same in all processes."""
     # A generator takes 32 bits of a seed, and looks at no more.
-    return torch.Generator().manual_seed(int(np.random.default_rng((step, view)).integers(1 << 32)))
+    return torch.Generator().manual_seed(int(np.random.default_rng(seeds).integers(1 << 32)))
 
 
 class Encoder(nn.Module, ABC):
@@ -73,7 +73,7 @@ class Encoder(nn.Module, ABC):
     @property
     def what_would_stream(self) -> str:
         """What to do where this cannot stream."""
-        return "transcribe whole recordings with it, or train a streaming configuration"
+        return "give it whole recordings, or windows (--window 30), or train a streaming configuration"
 
     @property
     def chunk_frames(self) -> int:
@@ -104,9 +104,14 @@ class Encoder(nn.Module, ABC):
         return ()
 
     @property
-    def longest_whole_s(self) -> float:
+    def longest_stored_s(self) -> float:
         """Seconds of a signal that fit into a few GiB when encoded at once."""
         return LONGEST_WHOLE_S
+
+    @property
+    def longest_whole_s(self) -> float:
+        """Seconds of a signal that can be encoded at once: what fits, and what its positions are good for."""
+        return min(self.longest_stored_s, math.inf if self.streaming else self.period_s)
 
     @property
     def lookahead_s(self) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr import state as states
-from asr.encoders.base import Encoder, EncoderOutput, draws
+from asr.encoders.base import Encoder, EncoderOutput, generator_for
 from asr.encoders.latency import Latency, context_for, trained_latencies
 from asr.encoders.stack import StackConfig, run
 from asr.errors import ConfigError
@@ -183,12 +183,12 @@ class ChunkedEncoder(Encoder):
         return self.entrance.factor - 1 + self.lookahead_frames
 
     @property
-    def longest_whole_s(self) -> float:
-        """See Encoder.longest_whole_s: what is stored of every two frames decides."""
+    def longest_stored_s(self) -> float:
+        """See Encoder.longest_stored_s: what is stored of every two frames decides."""
         mask = 0 if self.context.chunk is None else 3 * _BOOL + _FLOAT
         scores = 4 * _FLOAT * self.config.heads if self.config.positions == "relative" else 0
         frames = math.sqrt(WHOLE_BYTES / max(1, mask + scores))
-        return min(super().longest_whole_s, frames * self._frame_s)
+        return min(super().longest_stored_s, frames * self._frame_s)
 
     @property
     def latencies(self) -> tuple[Latency, ...]:
@@ -227,7 +227,7 @@ class ChunkedEncoder(Encoder):
         contexts = self.config.contexts
         if len(contexts) == 1 or (step is not None and step < self.config.context_warmup_steps):
             return self
-        generator = torch.default_generator if step is None else draws(step, view)
+        generator = torch.default_generator if step is None else generator_for(step, view)
         return self.with_context(contexts[int(torch.randint(len(contexts), (), generator=generator))])
 
     @property

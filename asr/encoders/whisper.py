@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr.encoders.base import draws
+from asr.encoders.base import generator_for
 from asr.encoders.chunked import ChunkedEncoder, ChunkedEncoderConfig, ChunkedState, Layer, Seen
 from asr.layers.attention import AttentionState, PositionKind, SelfAttention
 from asr.layers.convolution import StreamingConvolution
@@ -131,7 +131,8 @@ class WhisperEncoder(ChunkedEncoder):
     def at_step(self, step: int | None, view: int = 0) -> Self:
         """See Encoder.at_step; and some utterances begin anywhere."""
         mode = copy.copy(super().at_step(step, view))
-        mode.anywhere = draws(int(torch.randint(1 << 40, ())) if step is None else step, view)
+        step = int(torch.randint(1 << 40, ())) if step is None else step
+        mode.anywhere = generator_for(step, view, 1)  # another than the one that drew the context
         return mode
 
     def enter(self, x: Tensor, x_lengths: Tensor, state: ChunkedState | None) -> EntranceOutput:

@@ -73,12 +73,12 @@ class WindowedEncoder(Encoder):
         super().__init__()
         if encoder.streaming:
             raise ConfigError(
-                "--window, --overlap: expected a model that hears whole recordings, found one that streams "
+                "windows: expected a model that hears whole recordings, found one that streams "
                 "and has no need of windows; leave them out"
             )
         if windows.length_s > encoder.longest_whole_s:
             raise ConfigError(
-                f"--window: expected at most {encoder.longest_whole_s:.0f} s, which this model hears in one "
+                f"windows: expected at most {encoder.longest_whole_s:.0f} s, which this model hears in one "
                 f"piece, found {windows.length_s:g} s"
             )
         self.encoder, self.windows = encoder, windows
@@ -86,17 +86,18 @@ class WindowedEncoder(Encoder):
         self.subsampling, self.frame_shift_s = encoder.subsampling, encoder.frame_shift_s
         whole = math.lcm(encoder.subsampling, encoder.chunk_frames)
         side = seconds_to_frames(windows.overlap_s / 2, whole * self.frame_shift_s)
-        step = seconds_to_frames(windows.length_s, whole * self.frame_shift_s) - 2 * side
+        # No longer than was asked for: the encoder may hear no more than that.
+        step = math.floor(windows.length_s / (whole * self.frame_shift_s) + 1e-6) - 2 * side
         if step < 1:
             raise ConfigError(
-                f"--window: expected {(2 * side + 1) * whole * self.frame_shift_s:g} s at least with this "
+                f"windows: expected {(2 * side + 1) * whole * self.frame_shift_s:g} s at least with this "
                 f"overlap, in whole frames of the model, found {windows.length_s:g} s"
             )
         self.step_outputs = step * whole // self.subsampling
         self.side_outputs = side * whole // self.subsampling
         """Outputs on either side of those that a window answers."""
         self.lookahead_frames = side * whole
-        self.together = max(1, int((encoder.longest_whole_s / windows.length_s) ** 2))
+        self.together = max(1, int((encoder.longest_stored_s / windows.length_s) ** 2))
         """Most windows that are heard together."""
 
     @property

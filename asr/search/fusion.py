@@ -4,7 +4,7 @@
 
 A weight below 0 takes something off again, as the internal language model of the transducer is (density
 ratio, McDermott et al. 2019; ILME, Meng et al. 2021; LODR, Zheng et al. 2022). A label that a scorer with a
-weight above 0 forbids is forbidden.
+weight above 0 forbids is forbidden; one with a weight below 0 says nothing of what it forbids.
 """
 
 from __future__ import annotations
@@ -136,5 +136,5 @@ def _has_streams(scorer: Scorer) -> TypeGuard[StreamScorer]:
 
 
 def _bounded(scores: Tensor, weight: float) -> Tensor:
-    """What a scorer forbids must not become infinitely good where it is taken off."""
-    return scores if weight > 0 else scores.clamp(min=-1e4)
+    """What a scorer forbids it knows nothing of: where it is taken off, that is no merit."""
+    return scores if weight > 0 else scores.masked_fill(scores == -math.inf, 0.0)

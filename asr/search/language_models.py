@@ -29,7 +29,8 @@ def _counts(weight: float) -> float:
 
 LmWeight = Annotated[float, AfterValidator(_counts)]
 """How much a language model counts. Below 0 it is taken off: one of what the recogniser was trained on, large
-(density ratio, McDermott et al. 2019) or of low order (LODR, Zheng et al. 2022)."""
+(density ratio, McDermott et al. 2019) or of low order (LODR, Zheng et al. 2022); set words.penalty of such a
+one to 0, or words that it does not know are worth more with each label."""
 
 
 class LmConfig(Config):

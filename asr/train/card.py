@@ -19,7 +19,8 @@ def facts(setup: RunSetup, weights: str, dev_wer: float, throughput: str) -> lis
         if encoder.streaming
         else "whole utterances"
     )
-    parameters = sum(p.numel() for p in network.parameters())
+    # A twin is for training alone.
+    parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("twin."))
     software = f"commit {environment.commit}, torch {environment.versions['torch']}"
     return [
         ("model", f"{parameters / 1e6:.2f} M parameters, {live}, {recipe.features.sample_rate} Hz"),

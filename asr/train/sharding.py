@@ -38,7 +38,7 @@ def shard(network: Transducer, world: World) -> Transducer:
     for layer in sharded.encoder.blocks:
         fully_shard(layer, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
-    for method in ("encode", "encode_views", "losses"):
+    for method in ("encode_views", "losses"):
         register_fsdp_forward_method(sharded, method)
     return sharded
 

@@ -220,9 +220,11 @@ def test_batches_take_integers_and_refuse_what_is_not_a_number(
 
 
 def test_bad_samples_are_refused(recognizer: asr.Recognizer) -> None:
-    for bad in (np.array([0.0, np.nan]), np.array([np.inf]), np.zeros((2, 2))):
+    for bad in (np.array([0.0, np.nan]), np.array([np.inf]), np.zeros((2, 2)), np.array(0.5)):
         with pytest.raises(AudioError):
             recognizer.stream().feed(bad)
+        with pytest.raises(AudioError):
+            recognizer.transcribe(bad)
 
 
 def test_latency_stated_is_latency_measured(recognizer: asr.Recognizer, speech_like) -> None:

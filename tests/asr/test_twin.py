@@ -127,11 +127,15 @@ def test_it_is_added_to_the_other_criteria(kind: str) -> None:
         assert equal == (not name.startswith("twin.map")), name
 
 
-def test_without_it_the_network_is_what_it_was() -> None:
-    model = network(0.0)
-    assert not hasattr(model, "twin")
-    losses = model.losses(torch.randn(3, 9, 8), torch.tensor([9, 7, 3]), TARGETS, LENGTHS)
+def test_dev_knows_nothing_of_it() -> None:
+    """What is measured chooses the weights that are kept, which will be used without it."""
+    model, without = network(1.0).eval(), network(0.0).eval()
+    without.load_state_dict(model.state_dict(), strict=False)
+    assert not hasattr(without, "twin")
+    measured = torch.randn(3, 9, 8), torch.tensor([9, 7, 3]), TARGETS, LENGTHS
+    losses = model.losses(*measured)
     assert losses.twin is None
+    torch.testing.assert_close(losses.total, without.losses(*measured).total)
 
 
 def test_it_teaches_what_comes_next() -> None:

@@ -290,7 +290,16 @@ def test_positions_that_begin_anew_are_not_heard_whole(make_model, monkeypatch: 
     long, _ = recognizer.transcribe_batch([silence, silence[:RATE]])
     assert tokens(long) == tokens(recognizer.with_windows().transcribe(silence, RATE))
     assert recognizer.windows_for(30) is None
+    recognizer.network.encoder.period_s = 24.0  # as of frames of 8 ms
+    assert recognizer.windows_for(25) == WindowConfig(length_s=24.0, overlap_s=8.0)
     assert asr.load(make_model()).longest_whole_s == 1800
+
+
+def test_windows_are_no_longer_than_was_asked_for() -> None:
+    """Where they are made of whole chunks: of 0.64 s, 30 s are 46 of them and a rest."""
+    config = WhisperEncoderConfig(contexts=(ContextConfig(chunk=32),), dim=16, heads=2, layers=1)
+    windowed = WindowedEncoder(build(config), WindowConfig())
+    assert windowed.window_frames == 46 * 64
 
 
 @pytest.mark.usefixtures("hears_three_seconds")
@@ -329,12 +338,14 @@ def test_decoding_says_how_many_recordings_went_in_windows(make_model) -> None:
 def test_other_windows_are_refused(call, make_model, tmp_path: Path) -> None:
     relative = ConformerEncoderConfig(dim=24, heads=2, layers=1, kernel=5, positions="relative")
     whole, streaming = make_model(encoder=relative), make_model()
+    of_whisper = make_model(encoder=WHOLE["whisper"])
     cases = [
         (streaming, ("--window", 30), "found one that streams and has no need of windows; leave them out"),
-        (whole, ("--window", 600), "--window: expected at most 463 s, which this model hears in one piece"),
+        (whole, ("--window", 600), "windows: expected at most 463 s, which this model hears in one piece"),
         (whole, ("--overlap", 30), "expected an overlap of less than the 30 s of a window, found 30 s: 10"),
-        (whole, ("--window", 0.01, "--overlap", 0), "--window: expected 0.04 s at least with this overlap"),
-        (whole, ("--window", 0.05, "--overlap", 0.04), "--window: expected 0.12 s at least"),
+        (whole, ("--window", 0.01, "--overlap", 0), "windows: expected 0.04 s at least with this overlap"),
+        (whole, ("--window", 0.05, "--overlap", 0.04), "windows: expected 0.12 s at least"),
+        (of_whisper, ("--window", 31), "windows: expected at most 30 s, which this model hears in one piece"),
         (whole, ("--window", "nan"), "--window, --overlap: length_s"),
         (whole, ("--overlap", -1), "--window, --overlap: overlap_s"),
     ]
