@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +15,9 @@ from asr.losses import LossConfig, TransducerLossConfig
 from asr.losses.topology import TopologyConfig
 from asr.predictors import LstmPredictorConfig, StatelessPredictorConfig
 from asr.search import BeamSearch, Token
+from asr.search.fusion import Fusion, Weighted
 from asr.transducer import Transducer, TransducerConfig
+from tests.asr.bigram import Bigram
 
 WIDTH, VOCAB = 10, 4
 TOPOLOGIES = {
@@ -104,3 +109,26 @@ def assert_same(found: list[Token], expected: list[Token]) -> None:
     assert [token[:3] for token in found] == [token[:3] for token in expected]
     for a, b in zip(found, expected, strict=True):
         assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+
+
+@torch.no_grad()
+def assert_sums(topology: str, fused: bool, sizes: int, **settings: Any) -> None:
+    """A search that drops nothing gives texts of fewer than `sizes` labels the sum over all their paths."""
+    model = make(topology)
+    count = 3 if topology in ("monotonic", "ctc", "tdt-taking") else 2
+    frames = torch.randn(count, WIDTH)
+    bigram = Bigram(torch.randn(VOCAB, VOCAB))
+    scorer = Fusion(VOCAB, [Weighted(bigram, 0.5)], reward=0.3) if fused else None
+    found = n_best(BeamSearch(model, margin=1e6, scorer=scorer, **settings), frames, count)
+    checked = 0
+    for size in range(sizes):
+        for labels in itertools.product(range(1, VOCAB), repeat=size):
+            expected = bounded_paths(model, frames, labels, settings["max_symbols"])
+            if expected == -torch.inf:
+                assert labels not in found
+                continue
+            log_prob, added = found[labels]
+            assert log_prob == pytest.approx(expected, abs=2e-4), labels
+            assert added == pytest.approx(0.5 * bigram.of(labels) + 0.3 * size if fused else 0, abs=1e-4)
+            checked += 1
+    assert checked > 10
