@@ -79,7 +79,7 @@ def test_full_context_asked_to_stream_says_what_would() -> None:
     with pytest.raises(StreamingError, match=r"choose one of its latencies, 80, 240 ms \(--latency 80\)"):
         several.initial_state(1)
     several.with_latency(Latency(0.24)).initial_state(1)
-    with pytest.raises(StreamingError, match="its context is the whole utterance; transcribe whole"):
+    with pytest.raises(StreamingError, match="its context is the whole utterance; give it whole"):
         build().initial_state(1)
     unbounded = build(contexts=(ContextConfig(chunk=4),))
     with pytest.raises(StreamingError, match="cannot stream: it remembers all that it has heard"):
