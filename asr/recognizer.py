@@ -123,12 +123,9 @@ class Recognizer(Pipeline):
         them whole and cannot (`windows_for`). `hotwords`: see `listen`. Raises AudioError naming the file.
         """
         rate = sample_rate or self.sample_rate
-        if isinstance(source, str | Path):
-            name, duration_s = str(source), probe(source).duration_s
-        else:
-            source = as_float(source, "array")
-            name, duration_s = "array", samples_to_seconds(len(source), rate)
-        if (windows := self.windows_for(duration_s)) is not None:
+        name = str(source) if isinstance(source, str | Path) else "array"
+        source = source if isinstance(source, str | Path) else as_float(source, name)
+        if (windows := self._windows_of(source, rate)) is not None:
             return self.with_windows(windows).transcribe(source, sample_rate, hotwords=hotwords)
         blocks = self._blocks(source, rate)
         if self.streaming:
@@ -147,6 +144,14 @@ class Recognizer(Pipeline):
         if usual.length_s > longest_s:
             return WindowConfig(length_s=longest_s, overlap_s=longest_s / 3)
         return usual
+
+    def _windows_of(self, source: Path | str | Samples, sample_rate: int) -> WindowConfig | None:
+        """The same of a file, or of samples at `sample_rate`; what streams needs no look at the header."""
+        if self.network.encoder.streaming:
+            return None
+        if isinstance(source, str | Path):
+            return self.windows_for(probe(source).duration_s)
+        return self.windows_for(samples_to_seconds(len(source), sample_rate))
 
     def transcribe_batch(
         self,

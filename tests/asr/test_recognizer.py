@@ -267,6 +267,18 @@ def test_a_file_of_one_sample(make_model, tmp_path: Path, bidirectional: bool) -
     assert asr.load(make_model(bidirectional=bidirectional)).transcribe(path).duration_s < 0.001
 
 
+def test_a_model_that_streams_asks_for_no_length(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a pipe there is none to be had before its end."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(RATE, np.float32), RATE)
+    monkeypatch.setattr("asr.recognizer.probe", None)
+    assert asr.load(make_model()).transcribe(path).duration_s == 1.0
+    with pytest.raises(TypeError):
+        asr.load(make_model(bidirectional=True)).transcribe(path)
+
+
 @torch.inference_mode()
 def test_times_do_not_drift_where_a_frame_is_not_10_ms(make_model) -> None:
     """At 22,050 Hz the frame shift is 220 samples: 9.977 ms."""
