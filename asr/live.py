@@ -179,7 +179,8 @@ def shown_text(event: Event, tokenizer: Tokenizer) -> str:
 class ShownWords:
     """Watches the words of a stream change, event by event (asr.score.stability).
 
-    Only what follows the last word that begins in settled labels is made into words again.
+    Only what follows the last word that begins in settled labels is made into words again, but where an
+    utterance was heard again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -189,23 +190,25 @@ class ShownWords:
         self._begin()
 
     def _begin(self) -> None:
-        self._from, self._words, self._settled, self._changed = 0, list[str](), 0, False
+        self._from, self._words, self._settled, self._changed = 0, list[str](), list[str](), False
 
     def see(self, event: Event) -> None:
         """The next event."""
+        if event.heard_again:
+            self._from, self._words, self._settled = 0, self._settled + self._words, []
         spans = self._tokenizer.words(event.labels(self._from))
         words = [span.text for span in spans]
         change = compare(self._words, words)
         self._changed = self._changed or change.changed > 0
         self.stability += Stability(changed=change.changed, grown=change.grown)
         if event.kind == "final":
-            final = self._settled + len(words)
+            final = len(self._settled) + len(words)
             self.stability += Stability(final=final, utterances=1, unstable=int(self._changed))
             self._begin()
             return
         begun = sum(span.start < event.settled - self._from for span in spans)
         complete = max(0, begun - 1)
-        self._words, self._settled = words[complete:], self._settled + complete
+        self._words, self._settled = words[complete:], self._settled + words[:complete]
         self._from += spans[complete].start if complete else 0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from asr.audio import Samples
-from asr.encoders import EncoderOutput
+from asr.encoders import EncoderOutput, Latency, WindowedEncoder, windows_suiting
+from asr.errors import ConfigError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
 from asr.lms import Scorer
@@ -72,6 +73,9 @@ class Flushed(NamedTuple):
 class Pipeline:
     """A loaded model with its features, search and tokenizer. Thread-compatible; streams are independent."""
 
+    finals: Pipeline | None
+    """The same model for final results, hearing whole utterances; None: they are what was said live."""
+
     def __init__(
         self, model: LoadedModel, search: SearchConfig | None = None, scorer: Scorer | None = None
     ) -> None:
@@ -88,6 +92,27 @@ class Pipeline:
         self.search = build_search(self.search_config, self.network, self.scorer)
         self.second_pass = build_second_pass(self.search_config, self.network, self.tokenizer)
         """What is done with the hypotheses that are left when a stream ends, if anything."""
+        self.finals = self._hearing_whole()
+
+    def _hearing_whole(self) -> Self | None:
+        """Raises ConfigError if the network was not trained for it."""
+        encoder = self.network.encoder
+        if (
+            self.search_config.finals == "live"
+            or not encoder.streaming
+            or isinstance(encoder, WindowedEncoder)
+        ):
+            return None
+        if (whole := Latency(None)) not in encoder.latencies:
+            trained = ", ".join(latency.name for latency in encoder.latencies) or "one latency alone"
+            raise ConfigError(
+                "search.finals=whole: expected a network that was trained to hear utterances whole, too (a "
+                f"context without chunks), found one trained for {trained}; leave it out"
+            )
+        encoder = encoder.with_latency(whole)
+        windowed = WindowedEncoder(encoder, windows_suiting(encoder))
+        model = LoadedModel(self.config, self.network.with_encoder(windowed), self.tokenizer)
+        return type(self)(model, self.search_config.model_copy(update={"finals": "live"}), self.scorer)
 
     @property
     def sample_rate(self) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from asr.audio import Resampler, Samples, as_float, audio_blocks, probe
 from asr.config import override
-from asr.encoders import Encoder, EncoderOutput, Latency, WindowConfig, WindowedEncoder
+from asr.encoders import Encoder, EncoderOutput, Latency, WindowConfig, WindowedEncoder, windows_suiting
 from asr.endpoint import EndpointConfig
 from asr.errors import AudioError
 from asr.lengths import samples_to_seconds, seconds_to_samples
@@ -90,6 +90,8 @@ def _found(search: SearchConfig, directory: Path) -> SearchConfig:
 class Recognizer(Pipeline):
     """A loaded model that turns audio into transcripts; see Pipeline for what it does with samples."""
 
+    finals: Recognizer | None
+
     def with_latency(self, latency: Latency) -> Recognizer:
         """The same model, its weights shared, answering sooner or later. Raises ConfigError."""
         return self._with_encoder(self.network.encoder.with_latency(latency))
@@ -124,6 +126,8 @@ class Recognizer(Pipeline):
         """
         rate = sample_rate or self.sample_rate
         name = str(source) if isinstance(source, str | Path) else "array"
+        if self.finals is not None:
+            return self.finals.transcribe(source, sample_rate, hotwords=hotwords)
         source = source if isinstance(source, str | Path) else as_float(source, name)
         if (windows := self._windows_of(source, rate)) is not None:
             return self.with_windows(windows).transcribe(source, sample_rate, hotwords=hotwords)
@@ -140,10 +144,7 @@ class Recognizer(Pipeline):
         """The windows in which a recording goes through that is too long to be heard whole; None without."""
         if self.network.encoder.streaming or duration_s <= self.longest_whole_s:
             return None
-        usual, longest_s = WindowConfig(), self.longest_whole_s
-        if usual.length_s > longest_s:
-            return WindowConfig(length_s=longest_s, overlap_s=longest_s / 3)
-        return usual
+        return windows_suiting(self.network.encoder)
 
     def _windows_of(self, source: Path | str | Samples, sample_rate: int) -> WindowConfig | None:
         """The same of a file, or of samples at `sample_rate`; what streams needs no look at the header."""
@@ -166,6 +167,8 @@ class Recognizer(Pipeline):
         blocks, in windows (`windows_for`) or one by one. Raises AudioError for samples that are not finite,
         and for recordings that are too long for a search that hears them whole, or to be rescored.
         """
+        if self.finals is not None:
+            return self.finals.transcribe_batch(recordings, names, hotwords=hotwords)
         names = names or [f"recording {i}" for i in range(len(recordings))]
         checked = [as_float(samples, name) for samples, name in zip(recordings, names, strict=True)]
         if not checked:

@@ -3,6 +3,9 @@
 The model is asked as soon as the samples that a new encoder frame needs are there, and not before: what a
 frame waits for live is the model's algorithmic latency.
 
+Where final results are those of a second hearing (asr.second_hearing), they take the place of what was shown
+when the utterance has ended.
+
 With an `EndpointConfig` the stream is cut into utterances. Each begins with an empty history of labels, while
 features and encoder go on, so nothing between two utterances is lost. The rules are asked after every step of
 the encoder, at the same places whatever pieces were fed. An utterance that has become too long ends before
@@ -29,6 +32,7 @@ from asr.pipeline import Pipeline, StreamState
 from asr.search import Token
 from asr.search.beam import WHOLE_ONLY
 from asr.search.second_pass import Ranked
+from asr.second_hearing import SecondHearing
 from asr.transcript import Transcript
 from asr.vad import VoiceActivity
 
@@ -53,9 +57,11 @@ class Event:
     last_end_s: float | None = None
     """Where its last token ends."""
     settled: int = 0
-    """Tokens at the beginning of the utterance that will not change any more."""
+    """Tokens at the beginning of the utterance that will not change any more before it ends."""
     labels: Callable[[int], list[int]] = lambda start: []
     """Labels of the utterance from the token of this number on, as they are shown."""
+    heard_again: bool = False
+    """Whether this final result is of a second hearing: labels that had settled may have changed, too."""
 
     @cached_property
     def transcript(self) -> Transcript:
@@ -91,6 +97,7 @@ class Session:
         self._resampler = Resampler(sample_rate, pipeline.sample_rate)
         self._phrases = pipeline.listen(hotwords, name)  # they are listened for as long as this object lives
         self._state: StreamState | None = pipeline.initial_state(1, [self._phrases])
+        self._again = None if pipeline.finals is None else SecondHearing(pipeline.finals, self._phrases)
         self._heard_frames: list[EncoderOutput] = []
         """Of the whole stream, if they are scored again at its end."""
         self._waiting: list[Samples] = []
@@ -108,7 +115,9 @@ class Session:
     @property
     def state_bytes(self) -> int:
         """Memory that the stream's state takes; constant however long it runs."""
-        return 0 if self._state is None else states.bytes_per_stream(self._state)
+        if self._state is None:
+            return 0
+        return states.bytes_per_stream(self._state) + (0 if self._again is None else self._again.state_bytes)
 
     @property
     def frames(self) -> int:
@@ -135,10 +144,13 @@ class Session:
         self._require_open()
         events = [e for e in self._advance(self._resampler.flush(), last=True) if e.kind == "final"]
         assert self._state is not None
-        result = self._pipeline.flush(self._state, [self._tokens], self._heard_frames)
-        self._tokens += result.tokens[0]
-        n_best = result.n_best[0] if result.n_best else []
-        self._truncated += result.truncated[0]
+        if self._again is None:
+            result = self._pipeline.flush(self._state, [self._tokens], self._heard_frames)
+            self._tokens += result.tokens[0]
+            n_best = result.n_best[0] if result.n_best else []
+            self._truncated += result.truncated[0]
+        else:
+            self._tokens, self._truncated, n_best = self._again.end()
         self._state = None
         self._pending, self._heard_frames = [], []
         return [*events, self._event("final", n_best=n_best)]
@@ -191,7 +203,9 @@ class Session:
         lengths = torch.tensor([chunk.shape[1]], device=chunk.device)
         step = self._pipeline.step(chunk, lengths, self._state)
         self._state = step.state
-        if second_pass is not None and second_pass.rescores:
+        if self._again is not None:
+            self._again.feed(samples)
+        elif second_pass is not None and second_pass.rescores:
             self._heard_frames += step.encoded
         self._tokens += step.tokens[0]
         self._truncated += step.truncated[0]
@@ -220,13 +234,24 @@ class Session:
             return []
         whole = len(self._tokens) if rule == "silence" else self._complete(frame, bool(going_on))
         rest, self._tokens = self._tokens[whole:], self._tokens[:whole]
-        events = [self._event("final", rule)] if self._tokens else []
+        border = (self._said_until() + (rest[0].frame if rest else frame)) // 2
+        events = list[Event]()
+        if self._tokens:
+            if self._again is not None:
+                self._tokens, self._truncated, _ = self._again.end(border)
+            events.append(self._event("final", rule))
+        elif self._again is not None:
+            self._again.forget(border)
         self._state = replace(
             self._state, search=search.restart(self._state.search, [[token.id for token in rest]])
         )
-        self._utterance += bool(self._tokens)
+        self._utterance += len(events)
         self._begin(frame, rest)
         return events + ([self._event("partial")] if rest else [])
+
+    def _said_until(self) -> int:
+        """The encoder frame in which the last token ends; without any, in which the utterance began."""
+        return self._tokens[-1].end_frame if self._tokens else self._first_frame
 
     def _complete(self, frame: int, going_on: bool) -> int:
         """How many of the tokens belong to complete words; all of them if there is but one word."""
@@ -259,7 +284,8 @@ class Session:
         first, last = (tokens or pending)[:1], (pending or tokens)[-1:]
         first_end_s = first[0].end_frame * self._frame_s if first else None
         last_end_s = last[0].end_frame * self._frame_s if last else None
-        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels)
+        again = kind == "final" and self._again is not None
+        return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels, again)
 
 
 def _check_whole(pipeline: Pipeline, endpoint: EndpointConfig | None) -> None:

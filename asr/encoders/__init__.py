@@ -14,7 +14,7 @@ from asr.encoders.lstm import LstmEncoder, LstmEncoderConfig
 from asr.encoders.recurrent import RecurrentEncoder, RecurrentEncoderConfig
 from asr.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
 from asr.encoders.whisper import WhisperEncoder, WhisperEncoderConfig
-from asr.encoders.windowed import WindowConfig, WindowedEncoder
+from asr.encoders.windowed import WindowConfig, WindowedEncoder, windows_suiting
 
 AnyEncoderConfig = (
     LstmEncoderConfig
@@ -62,4 +62,5 @@ __all__ = [
     "WindowConfig",
     "WindowedEncoder",
     "build_encoder",
+    "windows_suiting",
 ]

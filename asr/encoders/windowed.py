@@ -51,6 +51,14 @@ class WindowConfig(Config):
         return self
 
 
+def windows_suiting(encoder: Encoder) -> WindowConfig:
+    """The usual windows, or as long ones as the encoder can hear."""
+    usual, longest_s = WindowConfig(), encoder.longest_whole_s
+    if usual.length_s > longest_s:
+        return WindowConfig(length_s=longest_s, overlap_s=longest_s / 3)
+    return usual
+
+
 @dataclass(frozen=True)
 class WindowedState:
     """What a stream remembers."""

@@ -15,9 +15,11 @@ counts as a change is defined here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from rapidfuzz.distance import LCSseq
 
 
 class Change(NamedTuple):
@@ -77,20 +79,13 @@ def compare(before: Sequence[str], after: Sequence[str]) -> Change:
     while same < min(len(before), len(after)) and before[same] == after[same]:
         same += 1
     before, after = before[same:], after[same:]
-    last = len(before) - 1
-    equal = _in_common(before, after, lambda i, word: before[i] == word)
-    going_on = _in_common(
-        before, after, lambda i, word: before[i] == word or (i == last and word.startswith(before[i]))
-    )
+    equal = _in_common(before, after)
+    # The last word as any of those that it may have become.
+    grown = {word for word in after if word.startswith(before[-1])} if before else set()
+    going_on = max([equal, *(_in_common([*before[:-1], word], after) for word in grown)])
     return Change(len(before) - going_on, going_on - equal)
 
 
-def _in_common(before: Sequence[str], after: Sequence[str], equal: Callable[[int, str], bool]) -> int:
+def _in_common(before: Sequence[str], after: Sequence[str]) -> int:
     """Most words of one that are, in their order, in the other."""
-    row = [0] * (len(after) + 1)
-    for i in range(len(before)):
-        above = row
-        row = [0]
-        for j, word in enumerate(after):
-            row.append(above[j] + 1 if equal(i, word) else max(above[j + 1], row[j]))
-    return row[-1]
+    return LCSseq.similarity(before, after)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asr.config import Config
 from asr.errors import ConfigError
@@ -52,6 +52,18 @@ class SearchConfig(Config):
     """Scale of scores with which the hypothesis of least expected word errors is chosen at the end (beam)."""
     nbest: int = Field(0, ge=0, le=64)
     """Hypotheses that transcripts tell of, with their scores (beam)."""
+    finals: Literal["live", "whole"] = "live"
+    """Final results of a network that streams: what it said live, or what it says when it hears an utterance
+    again, whole (asr.second_hearing), for which it was trained. Recordings are then heard whole, too."""
+
+    @model_validator(mode="after")
+    def _finals_stream(self) -> Self:
+        if self.finals == "whole" and self.synchronous != "time":
+            raise ValueError(
+                f"synchronous={self.synchronous} and finals=whole: expected finals=live, as recordings are "
+                "then heard whole anyway; leave one of them out"
+            )
+        return self
 
     @property
     def second_pass(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -76,8 +77,13 @@ def test_only_the_end_of_a_stream_is_looked_at_and_nothing_missed() -> None:
             asked.append(event(list(said), settled))
             shown.see(asked[-1])
             longest = max(longest, len(shown._words))
-        texts.append(texts[-1])
-        shown.see(event(said, len(said), "final"))
+        again = rng.random() < 0.5
+        if again:
+            said = [
+                label if rng.random() < 0.8 else rng.choice(letters) for label in said[rng.randint(0, 2) :]
+            ]
+        texts.append(tokenizer.decode(said))
+        shown.see(replace(event(said, len(said), "final"), heard_again=again))
         total, expected = total + shown.stability, expected + in_full(["", *texts])
     assert total == expected
     assert total.changed > 50

@@ -1,0 +1,247 @@
+"""Final results of a second hearing: equal to hearing the utterance whole, in any chunking, and cut well."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import asr
+from asr.encoders import ConformerEncoderConfig, WindowedEncoder
+from asr.endpoint import EndpointConfig
+from asr.errors import ConfigError
+from asr.layers.context import ContextConfig
+from asr.live import feed
+from asr.recognizer import Event, Recognizer, Transcript
+from asr.search import SearchConfig
+from asr.second_hearing import BLOCK_S, KEPT_S
+
+RATE = 8000
+FRAME_S = 0.04
+CONTEXTS = (ContextConfig(chunk=4, left_chunks=2), ContextConfig())
+ENCODER = ConformerEncoderConfig(dim=24, heads=2, layers=2, kernel=5, contexts=CONTEXTS)
+WHOLE = ("finals=whole",)
+SILENCE = EndpointConfig(trailing_silence_s=0.24, nothing_s=0.4, max_length_s=0.9)
+
+
+def times(transcript: Transcript) -> list[tuple[str, float, float]]:
+    return [(t.piece, round(t.start_s, 6), round(t.end_s, 6)) for t in transcript.tokens]
+
+
+def fed(session: asr.Session, samples: np.ndarray, sizes: list[int], seed: int = 0) -> list[Event]:
+    rng, events, position = random.Random(seed), [], 0
+    while position < len(samples):
+        size = rng.choice(sizes)
+        events += session.feed(samples[position : position + size])
+        position += size
+    return events + session.finish()
+
+
+def finals(events: list[Event]) -> list[tuple]:
+    return [(e.utterance, e.rule, times(e.transcript)) for e in events if e.kind == "final"]
+
+
+@pytest.fixture
+def recognizer(make_model) -> Recognizer:
+    return asr.load(make_model(encoder=ENCODER), settings=WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["transducer", "lstm-predictor", "ctc", "beam", "ctc-beam"])
+def test_a_stream_of_one_utterance_says_what_is_heard_whole(kind: str, make_model, speech_like) -> None:
+    settings = [*WHOLE, "method=beam", "beam=3"] if kind.endswith("beam") else WHOLE
+    kind = {"beam": "transducer", "ctc-beam": "ctc"}.get(kind, kind)
+    # Of random weights that do not say one label for ever.
+    model = make_model(kind=kind, encoder=ENCODER, seed=int(kind == "lstm-predictor"))
+    recognizer, samples = asr.load(model, settings=settings), speech_like(9.0, seed=2)
+    live, whole = (
+        asr.load(model, latency=latency, settings=settings[1:]) for latency in (None, asr.Latency(None))
+    )
+    expected = times(whole.transcribe(samples, RATE))
+    assert expected != times(live.transcribe(samples, RATE))
+    assert times(recognizer.transcribe(samples, RATE)) == expected
+    for sizes in ([1000000], [400], [1, 7, 333, 2000, 9000]):
+        events = fed(recognizer.stream(RATE), samples, sizes)
+        assert times(events[-1].transcript) == expected
+    # What is shown before is what the model says live.
+    shown = [times(e.transcript) for e in fed(live.stream(RATE), samples, [400])]
+    assert [times(e.transcript) for e in fed(recognizer.stream(RATE), samples, [400])][:-1] == shown[:-1]
+
+
+def test_batches_and_long_recordings_say_the_same(recognizer: Recognizer, speech_like) -> None:
+    """In windows of 30 s, live, as a file and in batches."""
+    recordings = [speech_like(71.0, seed=1), speech_like(3.0, seed=2)]
+    batch = recognizer.transcribe_batch(recordings)
+    assert [times(each) for each in batch] == [
+        times(recognizer.transcribe(each, RATE)) for each in recordings
+    ]
+    session = recognizer.stream(RATE)
+    sizes = {session.state_bytes}
+    for start in range(0, len(recordings[0]), 5000):
+        session.feed(recordings[0][start : start + 5000])
+        sizes.add(session.state_bytes)
+    assert times(session.finish()[-1].transcript) == times(batch[0])
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_utterances_are_the_same_in_any_chunking(method: str, make_model, speech_like) -> None:
+    recognizer = asr.load(make_model(encoder=ENCODER), settings=[*WHOLE, f"method={method}"])
+    samples = np.concatenate([speech_like(2.5, seed=1), np.zeros(6000, np.float32), speech_like(2, seed=2)])
+    found = []
+    for seed, sizes in enumerate([[1000000], [400], [1, 7, 333, 2000, 9000]]):
+        session = recognizer.stream(RATE, endpoint=SILENCE)
+        found.append(finals(fed(session, samples, sizes, seed)))
+    assert found[0] == found[1] == found[2]
+    assert {rule for _, rule, _ in found[0]} & {"silence", "length"}
+    assert [number for number, _, _ in found[0]] == list(range(len(found[0])))
+    assert len(found[0]) > 4
+
+
+class Borders:
+    """Notes where the utterances of a stream were cut."""
+
+    def __init__(self, session: asr.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.frames = list[int | None]()
+        again = session._again
+        assert again is not None
+        for name in ("end", "forget"):
+            monkeypatch.setattr(again, name, self._noting(getattr(again, name)))
+
+    def _noting(self, method):
+        def noted(frame: int | None = None):
+            self.frames.append(frame)
+            return method(frame)
+
+        return noted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_utterance_is_heard_as_a_recording_of_its_own(
+    recognizer: Recognizer, speech_like, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """From border to border: all of the audio, each part once."""
+    samples = np.concatenate(
+        [speech_like(2.5, seed=seed), np.zeros(6 * RATE, np.float32), speech_like(2, seed=9 + seed)]
+    )
+    session = recognizer.stream(RATE, endpoint=SILENCE)
+    borders = Borders(session, monkeypatch)
+    found = finals(fed(session, samples, [1234]))
+    assert borders.frames.pop() is None
+    edges = [0, *(round(frame * FRAME_S * RATE) for frame in borders.frames), len(samples)]
+    assert edges == sorted(edges)
+    expected = []
+    for start, stop in itertools.pairwise(edges):
+        alone = times(recognizer.transcribe(samples[start:stop], RATE))
+        shift = start / RATE
+        expected.append([(piece, round(a + shift, 6), round(b + shift, 6)) for piece, a, b in alone])
+    assert len(found) > 3
+    said = iter(expected)
+    assert all(tokens in said for _, _, tokens in found)  # in this order; between them what was forgotten
+
+
+def test_what_was_forgotten_is_not_heard_again(make_model, speech_like, monkeypatch) -> None:
+    recognizer = asr.load(make_model(encoder=ENCODER), settings=WHOLE)
+    bias = recognizer.network.joiner.output.bias
+    with torch.no_grad():
+        bias[0] += 1e4  # blank
+    session = recognizer.stream(RATE, endpoint=EndpointConfig(nothing_s=1.0))
+    borders = Borders(session, monkeypatch)
+    assert session.feed(speech_like(5.0, seed=1)) == []
+    assert len(borders.frames) == 4
+    with torch.no_grad():
+        bias[0] -= 1e4
+    samples = speech_like(1.5, seed=2)
+    session.feed(samples)
+    (final,) = session.finish()[-1:]
+    assert borders.frames.pop() is None
+    begin_s = borders.frames[-1] * FRAME_S
+    assert 3.5 < begin_s < 5.0
+    assert all(start_s >= begin_s - 1e-6 for _, start_s, _ in times(final.transcript))
+    assert final.transcript.duration_s == pytest.approx(6.5)
+
+
+def test_the_border_is_in_the_middle_of_the_silence(recognizer: Recognizer, speech_like, monkeypatch) -> None:
+    session = recognizer.stream(RATE, endpoint=EndpointConfig(trailing_silence_s=0.8))
+    borders = Borders(session, monkeypatch)
+    events = session.feed(speech_like(1.5, seed=1))
+    with torch.no_grad():
+        recognizer.network.joiner.output.bias[0] += 1e4
+    events += session.feed(np.zeros(2 * RATE, np.float32))
+    shown = [e for e in events if e.kind == "partial"][-1]
+    assert [e.rule for e in events if e.kind == "final"] == ["silence"]
+    (border,) = borders.frames
+    # The rule is asked once a chunk, of four frames of 10 ms or one of 40.
+    assert border * FRAME_S == pytest.approx(shown.last_end_s + 0.4, abs=0.041)
+
+
+def test_no_more_audio_is_kept_than_it_takes(recognizer: Recognizer, speech_like) -> None:
+    session = recognizer.stream(RATE, endpoint=EndpointConfig())
+    samples, before = speech_like(4.0, seed=4), session.state_bytes
+    longest = 0
+    for _ in range(20):
+        for start in range(0, len(samples), 777):
+            session.feed(samples[start : start + 777])
+            longest = max(longest, len(session._again._waiting))
+    assert longest <= (KEPT_S + BLOCK_S + 0.2) * RATE
+    assert session.state_bytes == before
+    assert before > 4 * RATE * (KEPT_S + BLOCK_S)
+
+
+def test_hotwords_are_listened_for_in_both(make_model, speech_like) -> None:
+    recognizer = asr.load(make_model(encoder=ENCODER), settings=[*WHOLE, "method=beam"])
+    samples, word = speech_like(2.0, seed=3), recognizer.tokenizer.decode([1])
+    plain = recognizer.transcribe(samples, RATE).text
+    session = recognizer.stream(RATE, hotwords=[f"{word}\t60"])
+    final = fed(session, samples, [800])[-1].text
+    assert final != plain
+    assert final == recognizer.transcribe(samples, RATE, hotwords=[f"{word}\t60"]).text
+    assert final == recognizer.transcribe_batch([samples], hotwords=[[f"{word}\t60"]])[0].text
+
+
+def test_its_n_best_is_what_is_told(make_model, speech_like) -> None:
+    settings = [*WHOLE, "method=beam", "nbest=3", "rescore.ctc=0.5"]
+    recognizer = asr.load(make_model(kind="hybrid", encoder=ENCODER), settings=settings)
+    samples = speech_like(8.0, seed=5)
+    expected = recognizer.transcribe_batch([samples])[0]
+    final = fed(recognizer.stream(RATE), samples, [3000])[-1].transcript
+    assert len(expected.alternatives) == 3
+    assert [each.text for each in final.alternatives] == [each.text for each in expected.alternatives]
+    assert final.text == expected.text
+    assert [each.ctc for each in final.alternatives] == pytest.approx(
+        [each.ctc for each in expected.alternatives], rel=1e-4
+    )
+
+
+def test_a_final_result_says_that_it_was_heard_again(recognizer: Recognizer, make_model, speech_like) -> None:
+    samples = speech_like(2.0)
+    chunks = [samples[i : i + 800] for i in range(0, len(samples), 800)]
+    updates = list(feed(recognizer, chunks, RATE))
+    assert [update.event.heard_again for update in updates] == [update.final for update in updates]
+    live = asr.load(make_model(encoder=ENCODER))
+    assert not any(update.event.heard_again for update in feed(live, chunks, RATE))
+
+
+def test_who_hears_whole_needs_no_second_hearing(make_model) -> None:
+    model = make_model(encoder=ENCODER)
+    assert asr.load(model).finals is None
+    assert asr.load(model, latency=asr.Latency(None), settings=WHOLE).finals is None
+    windows = asr.WindowConfig()
+    windowed = asr.load(model, latency=asr.Latency(None), settings=WHOLE, windows=windows)
+    assert windowed.finals is None
+    sooner = asr.load(model, latency=asr.Latency(0.08), settings=WHOLE)
+    assert sooner.finals is not None
+    assert isinstance(sooner.finals.network.encoder, WindowedEncoder)
+    assert sooner.finals.finals is None
+
+
+def test_it_is_refused_where_it_cannot_be(make_model) -> None:
+    with pytest.raises(ConfigError, match=r"finals=whole: expected a network .* found one trained for one"):
+        asr.load(make_model(), settings=WHOLE)
+    chunks = ENCODER.model_copy(update={"contexts": CONTEXTS[:1]})
+    with pytest.raises(ConfigError, match=r"found one trained for 160"):
+        asr.load(make_model(encoder=chunks), settings=WHOLE)
+    with pytest.raises(ValueError, match="synchronous=alignment and finals=whole"):
+        SearchConfig(method="beam", synchronous="alignment", finals="whole")
