@@ -31,7 +31,7 @@ from asr.progress import progress_bar
 from asr.recognizer import Latency, Recognizer, Transcript, load
 from asr.score.biasing import score_phrases
 from asr.score.confidence import confidence_lines, judge
-from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency
+from asr.score.latency import LatencyReport, StreamStats, UtteranceTiming, measure_latency, summarize
 from asr.score.report import confusion_lines, summary_line, write_report
 from asr.score.stability import Stability
 from asr.score.times import measure_times
@@ -89,6 +89,8 @@ class Decoded(NamedTuple):
     transcript: Transcript
     appeared_s: list[float]
     """Audio time at which each word appeared; empty if it was not fed live."""
+    final_s: float | None = None
+    """Computing, in seconds, from the end of the audio to the final result; None if it was not fed live."""
 
 
 class Recordings(NamedTuple):
@@ -152,7 +154,8 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     own = {item.cut.id: _own_phrases(item.cut) for item in decoded} if options.cut_hotwords else {}
     measured = score_phrases(report, phrases, own).lines() if phrases or own else []
     measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
-    measured += [*_measured(recognizer, options, stats, latency), *stability.lines()]
+    measured += [*_measured(recognizer, options, stats, latency), *_finals(recognizer, decoded)]
+    measured += stability.lines()
     measured += [*_windows(recognizer, recordings), *_bound(decoded)]
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
@@ -249,7 +252,9 @@ def _decode_live(recognizer: Recognizer, recordings: Recordings, options: Option
         for update in updates:
             shown.see(update.event)
         last = updates[-1]
-        yield Part([Decoded(cut, last.transcript, word_appearances(updates))], last.stats, shown.stability)
+        final_s = None if last.response is None else last.response.compute_s
+        item = Decoded(cut, last.transcript, word_appearances(updates), final_s)
+        yield Part([item], last.stats, shown.stability)
 
 
 def _hotwords(cut: Any) -> Sequence[str]:
@@ -308,6 +313,13 @@ def _measured(
             f"state {stats.state_bytes:,} bytes per stream; slowest chunk {1000 * stats.worst_chunk_s:.0f} ms"
         ]
     return lines + (latency.lines() if latency else [])
+
+
+def _finals(recognizer: Recognizer, decoded: list[Decoded]) -> list[str]:
+    """Where they come from, if that is a second hearing, and how long they took, for people."""
+    lines = ["final results are of a second hearing, of whole utterances"] if recognizer.finals else []
+    computed_s = [item.final_s for item in decoded if item.final_s is not None]
+    return lines + ([f"computing at the end  {summarize(computed_s)}"] if computed_s else [])
 
 
 def _bound(decoded: list[Decoded]) -> list[str]:

@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 from torch import nn
 
-from asr.config import load_config, override, write_atomically
+from asr.config import load_config, override, save_config, write_atomically
 from asr.directory import WEIGHTS, load_weights, read_card
 from asr.errors import ConfigError
 from asr.lm_directory import LmModelConfig, LoadedLm, is_lm_directory, load_lm, save_lm
 from asr.lms import NgramModel, build_neural_lm
 from asr.losses import TwinConfig
 from asr.model_directory import LoadedModel, ModelConfig, build_network, load_model, save_model
-from asr.search import FusionConfig
+from asr.pipeline import check_finals
+from asr.search import FusionConfig, build_search
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.train import checkpoint
 from asr.train.environment import Environment
@@ -35,7 +36,8 @@ from asr.weights import Storage
 def export_model(model: Path, out: Path, storage: Storage, settings: Sequence[str] = ()) -> int:
     """Write the model directory or run `model` to `out`; returns the bytes of its weights.
 
-    Its recipe comes along, so that it can be trained on (`asr finetune`), and its language models. `settings`
+    Its recipe comes along, so that it can be trained on (`asr finetune`), but for paths of recorded noise and
+    responses, and its language models. `settings`
     change its search, as in `asr.recognizer.load`; n-gram models that they name are packed and come along,
     neural ones are exported. A language model's directory is written just so, and has no search. Raises
     ConfigError if both are the same directory or a setting is none, TrainingError or ModelError naming what
@@ -64,8 +66,11 @@ def _export_recogniser(
     fusion = search.fusion.renamed(lambda lm: added[lm].name if lm in added else lm)
     config = loaded.config.model_copy(update={"search": search.model_copy(update={"fusion": fusion})})
     config, network = _without_twin(config, loaded.network)
+    build_search(config.search, network)  # what the model cannot do must not be found out by whoever gets it
+    check_finals(config.search, network.encoder)
     save_model(out, config, network, loaded.tokenizer, card, storage)
-    _copy(model, out, RECIPE)
+    if (model / RECIPE).is_file():
+        save_config(_for_elsewhere(load_config(model / RECIPE, Recipe)), out / RECIPE)
     for name in {lm.lm for lm in search.fusion.lms} - set(added):
         # A language model that lies elsewhere stays there, and nothing is written elsewhere.
         if Path(name).name == name:
@@ -77,6 +82,15 @@ def _export_recogniser(
             _export_lm(lm.path, out / lm.name, storage, unfinished=False)
         else:
             lm.ngram.save(out / lm.name, compact=True)
+
+
+def _for_elsewhere(recipe: Recipe) -> Recipe:
+    """The same without files of this machine: noise and rooms are generated instead of those recorded."""
+    augment, nowhere = recipe.augment, {"source": None}
+    noise, reverb = (each.model_copy(update=nowhere) for each in (augment.noise, augment.reverb))
+    return recipe.model_copy(
+        update={"augment": augment.model_copy(update={"noise": noise, "reverb": reverb})}
+    )
 
 
 def _without_twin(config: ModelConfig, network: Transducer) -> tuple[ModelConfig, Transducer]:

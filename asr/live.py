@@ -41,11 +41,16 @@ class Response:
     """From the end of the first token to where it was shown."""
     final_s: float
     """From the end of the last token to the final result."""
+    compute_s: float
+    """Seconds of computing when that came, for the chunk that ended the utterance or the end of the audio."""
     real_time_factor: float
     """Computing time per audio time of the utterance; NaN if it ended with what another one had fed."""
 
     def __str__(self) -> str:
-        delays = f"first token {1000 * self.first_token_s:.0f} ms, final {1000 * self.final_s:.0f} ms"
+        delays = (
+            f"first token {1000 * self.first_token_s:.0f} ms, final {1000 * self.final_s:.0f} ms and "
+            f"{1000 * self.compute_s:.0f} ms of computing"
+        )
         if math.isnan(self.real_time_factor):
             return delays
         return f"{delays}, real-time factor {self.real_time_factor:.3f}"
@@ -114,16 +119,18 @@ def feed(
             begun = time.perf_counter()
             events = session.feed(chunk)
             fed += len(chunk)
-            stats = stats.chunk(len(chunk) / sample_rate, time.perf_counter() - begun)
+            spent_s = time.perf_counter() - begun
+            stats = stats.chunk(len(chunk) / sample_rate, spent_s)
             for event in events:
-                yield watch.update(event, fed / sample_rate, stats)
+                yield watch.update(event, fed / sample_rate, stats, spent_s)
     except AsrError as error:
         failure = error
     begun = time.perf_counter()
     events = session.finish()
-    stats = stats.chunk(0.0, time.perf_counter() - begun)
+    spent_s = time.perf_counter() - begun
+    stats = stats.chunk(0.0, spent_s)
     for event in events:
-        yield watch.update(event, fed / sample_rate, stats)
+        yield watch.update(event, fed / sample_rate, stats, spent_s)
     if failure is not None:
         raise failure
 
@@ -144,8 +151,8 @@ class _Watch:
         self._shown_s: float | None = None
         self._before = StreamStats()
 
-    def update(self, event: Event, heard_s: float, stats: StreamStats) -> Update:
-        """What the event means to a user who has heard so much."""
+    def update(self, event: Event, heard_s: float, stats: StreamStats, spent_s: float) -> Update:
+        """What the event means to a user who has heard so much and waited `spent_s` for the last chunk."""
         first_end_s, last_end_s = event.first_end_s, event.last_end_s
         if self._shown_s is None and first_end_s is not None:
             self._shown_s = heard_s
@@ -158,7 +165,7 @@ class _Watch:
                 stats.compute_s - self._before.compute_s,
             )
             factor = compute_s / audio_s if audio_s else math.nan
-            response = Response(self._shown_s - first_end_s, heard_s - last_end_s, factor)
+            response = Response(self._shown_s - first_end_s, heard_s - last_end_s, spent_s, factor)
         self._shown_s, self._before = None, stats
         return Update(event, heard_s, stats, response)
 

@@ -57,6 +57,8 @@ def _model(directory: Path, latency: str | None) -> None:
     if recognizer.streaming:
         print(f"algorithmic latency   {1000 * recognizer.algorithmic_latency_s:.1f} ms")
         print(f"state per stream      {bytes_per_stream(recognizer.initial_state()):,} bytes")
+        if recognizer.finals is not None:
+            print("final results         of a second hearing, of whole utterances (search.finals)")
     else:
         print(f"streaming             no: {network.encoder.why_not_streaming}")
     if latencies := network.encoder.latencies:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from asr.config import load_config, load_yaml, save_config
+from asr.config import load_config, load_yaml, override, save_config
 from asr.data.batches import BatchesConfig
 from asr.data.manifests import load_card, save_card
 from asr.data.plan import Dealing
@@ -468,3 +468,34 @@ def test_an_unfinished_training_is_exported_as_far_as_it_is(model: Path, tmp_pat
     code, _, err = call("export", run, tmp_path / "none")
     assert (code, err.count("\n")) == (1, 1)
     assert "found no model.safetensors" in err
+
+
+def test_an_exported_recipe_knows_no_files_of_this_machine(
+    model: Path, old: Path, tmp_path: Path, call
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(model, run)
+    recipe = load_config(model / "recipe.yaml", Recipe)
+    banks = ("augment.noise", "augment.reverb")
+    noisy = override(
+        recipe, [f"{bank}.{key}" for bank in banks for key in ("probability=0.3", "source=/here")]
+    )
+    save_config(noisy, run / "recipe.yaml")
+    assert call("export", run, out)[0] == 0
+    assert "/here" not in (out / "recipe.yaml").read_text()
+    expected = override(noisy, [f"{bank}.source=null" for bank in banks])
+    assert load_config(out / "recipe.yaml", Recipe) == expected
+    assert finetune_recipe(out).augment.noise.probability == 0.3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("finals=whole", "search.finals=whole"), ("synchronous=alignment", "expected beam search")],
+)
+def test_what_a_model_cannot_do_is_not_exported(
+    model: Path, tmp_path: Path, call, setting: str, message: str
+) -> None:
+    code, _, err = call("export", model, tmp_path / "out", "--search", setting)
+    assert (code, err.count("\n")) == (1, 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()

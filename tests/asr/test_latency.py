@@ -57,5 +57,7 @@ def test_stream_stats_add_up():
     )
     assert math.isnan(StreamStats().real_time_factor)
     assert "real-time" not in str(StreamStats())
-    assert str(Response(0.1, 0.2, math.nan)) == "first token 100 ms, final 200 ms"
+    said = "first token 100 ms, final 200 ms and 30 ms of computing"
+    assert str(Response(0.1, 0.2, 0.03, math.nan)) == said
+    assert str(Response(0.1, 0.2, 0.03, 0.5)) == f"{said}, real-time factor 0.500"
     assert math.isnan(StreamStats().mean_chunk_s)
