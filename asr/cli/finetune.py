@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from asr.cli.options import ProfileOption
+
 
 def finetune(
     exp: Annotated[Path, typer.Option(help="Directory of the run; becomes the new model directory.")],
@@ -37,6 +39,7 @@ def finetune(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --exp.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    profile: ProfileOption = False,
 ) -> None:
     """Fine-tune a model: its recipe with a lower learning rate, from its weights.
 
@@ -69,4 +72,13 @@ def finetune(
         test = None if check is None else str(find_check(model, check))
         initial = Initial(model=str(model.resolve()), new_tokens=new_tokens, check=test)
     comparison = ForgettingCheck(device)
-    train(recipe, data, exp, initial=initial, comparison=comparison, resume=resume, device=device)
+    train(
+        recipe,
+        data,
+        exp,
+        initial=initial,
+        comparison=comparison,
+        resume=resume,
+        profile=profile,
+        device=device,
+    )

@@ -75,6 +75,7 @@ NothingOption = Annotated[
 VadOption = Annotated[
     bool, typer.Option("--vad", help="Silence is only where silero-vad hears no speech either (extra vad).")
 ]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")]
 StatsOption = Annotated[
     bool, typer.Option("--stats", help="Say how soon each utterance was answered, and the speed.")
 ]

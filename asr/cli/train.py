@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from asr.cli.options import ProfileOption
+
 
 def train(
     recipe: Annotated[
@@ -41,7 +43,7 @@ def train(
             min=0.1, help="GiB that a step may take (--find-batch; tries may take twice that); 90 % of a GPU."
         ),
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
+    profile: ProfileOption = False,
 ) -> None:
     """Train a recogniser, or a language model. Ctrl-C saves and prints the command that goes on.
 

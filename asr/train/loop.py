@@ -337,6 +337,8 @@ class Trainer:
     def _interrupted(self) -> Outcome:
         path = self._save()
         self.left_out.say_total(self.progress)
+        if self.profile:
+            self._say_profile()
         self._say(f"stopped at step {self.progress.step}; saved {path}")
         command = "asr" if self.world.size == 1 else f"torchrun --nproc-per-node {self.world.size} -m asr"
         self._say(f"resume: {command} train --resume --exp {shlex.quote(str(self.exp))}")

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # English: prepare, read sentences synthetically, train on both, go on with people alone, add a language model, decode.
 # egs/english/run.sh [--data-dir DIR] [--exp DIR] [--data DIR] [--whisper DIR] [--hours H] [--epochs N]
-#                    [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."] [--stage N] [--stop-stage N]
+#                    [--views-epochs N] [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."]
+#                    [--stage N] [--stop-stage N]
 # --whisper: weights of Whisper tiny.en to begin with (whisper.py); without, a Conformer from nothing (conformer.py)
+# --people-epochs: with people alone at the end, 0 for none
 # --hours of synthetic speech, 0 for none (flite, piper-tts, WordNet's files: see synthesise.py and --wordnet DIR)
 # --chitchat FILE: more text for the language model (lm.py)
 set -euo pipefail
-stage=1 stop_stage=7 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 people_epochs=10 processes=2 set=""
+stage=1 stop_stage=7 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 views_epochs=5 people_epochs=10 processes=2 set=""
 wordnet=/usr/share/wordnet chitchat="" whisper=""
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/../options.sh"
@@ -14,10 +16,10 @@ data=${data:-$exp/data}
 synthetic=$exp/synthetic
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 # One thread for each process: two processes are faster than one with two threads.
-train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$processes" -m asr "$@"; }
+train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$processes" -m asr "$@" --profile; }
 # step EXP ARGUMENTS...: a training, or what is left of it.
 step() {
-  if [[ -f $1/recipe.yaml ]]; then train train --resume --exp "$1" --profile; else train "${@:2}" --exp "$1"; fi
+  if [[ -f $1/recipe.yaml ]]; then train train --resume --exp "$1"; else train "${@:2}" --exp "$1"; fi
 }
 
 if run 1; then python "$here/prepare.py" "$data" ${data_dir:+--data-dir "$data_dir"}; fi
@@ -36,19 +38,28 @@ if run 3 && [[ -n $whisper ]]; then
     --set optimizer.lr=2e-3 --set "optimizer.rates={encoder: 0.02}" "${own[@]}"
   step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
     --set optimizer.lr=1e-3 --set "optimizer.rates={encoder: 0.15}" --set optimizer.warmup_steps=200 "${own[@]}"
+  # Then every utterance twice, each time in a context of its own (CR-CTC): what hears less learns from what hears more.
+  step "$exp/views" finetune "$exp/mixed" "${corpora[@]}" "${noise[@]}" --set training.epochs="$views_epochs" \
+    --set optimizer.lr=8e-4 --set "optimizer.rates={encoder: 0.2}" --set optimizer.warmup_steps=200 \
+    --set augment.equalizer.probability=0.3 --set augment.reverb.probability=0.1 --set network.loss.ctc.consistency=0.2 \
+    --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]"
 elif run 3; then
-  step "$exp/mixed" train "$here/conformer.py:streaming" --profile "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
+  step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
-if run 4; then
-  step "$exp/people" finetune "$exp/mixed" --data "$data" --set training.epochs="$people_epochs"
+# newest: what has been trained last.
+newest() { for name in people views mixed; do [[ ! -d $exp/$name ]] || { echo "$exp/$name"; return; }; done; }
+if run 4 && ((people_epochs)); then
+  step "$exp/people" finetune "$(newest)" --data "$data" --set training.epochs="$people_epochs"
 fi
 if run 5; then
   python "$here/lm.py" "$data" "$exp/lm" $([[ -d $wordnet ]] && echo --wordnet "$wordnet") ${chitchat:+--chitchat "$chitchat"}
   asr lm train "$exp/lm/lm-text.txt" --out "$exp/lm/small.arpa" --order 3 --prune 0,1,2 --max-words 30000
 fi
 if run 6; then
-  asr export "$exp/people" "$exp/small" --weights int8 --beam 8 --lm "$exp/lm/small.arpa" --search fusion.lm_weight=0.5 \
-    --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.5 --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
+  # Both networks were trained to hear whole utterances as well: their final results are those.
+  asr export "$(newest)" "$exp/small" --weights int8 --beam 8 --search finals=whole --lm "$exp/lm/small.arpa" \
+    --search fusion.lm_weight=0.5 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.5 \
+    --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
 fi
 if run 7; then
   for part in test-so762-adults test-so762-children test-kathleen; do

@@ -161,6 +161,7 @@ def test_signals_end_the_command_with_zero_and_the_resume_command(
         str(corpus),
         "--exp",
         str(exp),
+        "--profile",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -172,6 +173,7 @@ def test_signals_end_the_command_with_zero_and_the_resume_command(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"resume: asr train --resume --exp '{exp}'" in out.splitlines()
+    assert "utterance-seconds per second" in out
     assert checkpoint.latest(exp / "checkpoints").is_dir()
 
 
