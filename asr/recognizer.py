@@ -218,9 +218,12 @@ class Recognizer(Pipeline):
     def encode(self, samples: npt.NDArray[Any], name: str = "array") -> Tensor:
         """Encoder frames (T', E) of samples (N,), float in -1..1 or int16, at the model's rate.
 
-        Long recordings go through a streaming model in blocks, through others in windows (`windows_for`).
-        Raises AudioError, which names the recording, for samples that are not finite.
+        Those that `transcribe` searches: long recordings go through a streaming model in blocks, through
+        others in windows (`windows_for`). Raises AudioError, which names the recording, for samples that are
+        not finite.
         """
+        if self.finals is not None:
+            return self.finals.encode(samples, name)
         heard = torch.from_numpy(as_float(samples, name))[None].to(self.device)
         duration_s = heard.shape[1] / self.sample_rate
         if (windows := self.windows_for(duration_s)) is not None:

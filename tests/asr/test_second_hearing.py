@@ -62,6 +62,7 @@ def test_a_stream_of_one_utterance_says_what_is_heard_whole(kind: str, make_mode
     expected = times(whole.transcribe(samples, RATE))
     assert expected != times(live.transcribe(samples, RATE))
     assert times(recognizer.transcribe(samples, RATE)) == expected
+    torch.testing.assert_close(recognizer.encode(samples), whole.encode(samples))
     for sizes in ([1000000], [400], [1, 7, 333, 2000, 9000]):
         events = fed(recognizer.stream(RATE), samples, sizes)
         assert times(events[-1].transcript) == expected
