@@ -37,10 +37,10 @@ def export_model(model: Path, out: Path, storage: Storage, settings: Sequence[st
     """Write the model directory or run `model` to `out`; returns the bytes of its weights.
 
     Its recipe comes along, so that it can be trained on (`asr finetune`), but for paths of recorded noise and
-    responses, and its language models. `settings`
-    change its search, as in `asr.recognizer.load`; n-gram models that they name are packed and come along,
-    neural ones are exported. A language model's directory is written just so, and has no search. Raises
-    ConfigError if both are the same directory or a setting is none, TrainingError or ModelError naming what
+    responses, and so do its language models and files of licences (LICEN*). `settings` change its search, as
+    in `asr.recognizer.load`; n-gram models that they name are packed and come along, neural ones are exported.
+    A language model's directory is written just so, and has no search. Raises ConfigError if both are the same
+    directory, a setting is none or the model cannot be searched so, TrainingError or ModelError naming what
     cannot be read.
     """
     if out.resolve() == model.resolve():
@@ -71,6 +71,8 @@ def _export_recogniser(
     save_model(out, config, network, loaded.tokenizer, card, storage)
     if (model / RECIPE).is_file():
         save_config(_for_elsewhere(load_config(model / RECIPE, Recipe)), out / RECIPE)
+    for licence in sorted(model.glob("LICEN*")):
+        _copy(model, out, licence.name)
     for name in {lm.lm for lm in search.fusion.lms} - set(added):
         # A language model that lies elsewhere stays there, and nothing is written elsewhere.
         if Path(name).name == name:

@@ -481,7 +481,9 @@ def test_an_exported_recipe_knows_no_files_of_this_machine(
         recipe, [f"{bank}.{key}" for bank in banks for key in ("probability=0.3", "source=/here")]
     )
     save_config(noisy, run / "recipe.yaml")
+    (run / "LICENSES.txt").write_text("Keep this.\n")
     assert call("export", run, out)[0] == 0
+    assert (out / "LICENSES.txt").read_text() == "Keep this.\n"
     assert "/here" not in (out / "recipe.yaml").read_text()
     expected = override(noisy, [f"{bank}.source=null" for bank in banks])
     assert load_config(out / "recipe.yaml", Recipe) == expected

@@ -44,6 +44,13 @@ def test_it_hears_live_what_it_hears_in_files(english: Recognizer, speech_like) 
     assert english.algorithmic_latency_s < 0.4
 
 
+def test_its_final_results_are_those_of_whole_utterances(english: Recognizer, speech_like) -> None:
+    samples = speech_like(3.0, RATE)
+    whole = asr.load(latency=asr.Latency(None))
+    assert whole.transcribe(samples, RATE).text == english.transcribe(samples, RATE).text
+    assert english.finals is not None
+
+
 def test_silence_has_no_words(english: Recognizer) -> None:
     assert english.transcribe(np.zeros(5 * RATE, np.float32), RATE).text == ""
 
