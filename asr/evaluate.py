@@ -11,7 +11,7 @@ import json
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -156,7 +156,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
     measured += [*_measured(recognizer, options, stats, latency), *_finals(recognizer, decoded)]
     measured += stability.lines()
-    measured += [*_windows(recognizer, recordings), *_bound(decoded)]
+    measured += [*windows_lines(recognizer, (cut.duration for cut in recordings.cuts)), *_bound(decoded)]
     source = [f"model {exp}", f"data {manifest}"]
     write_report(out / "wer.txt", report, f"{exp.name} on {name}", [*source, *measured], synthetic=synthetic)
     lines = [summary_line(report, synthetic), *confusion_lines(report, SHOWN_CONFUSIONS), *measured]
@@ -328,9 +328,9 @@ def _bound(decoded: list[Decoded]) -> list[str]:
     return [f"in {len(found)} recordings {bound_note(sum(found))}"] if found else []
 
 
-def _windows(recognizer: Recognizer, recordings: Recordings) -> list[str]:
+def windows_lines(recognizer: Recognizer, durations_s: Iterable[float]) -> list[str]:
     """How many recordings were too long to be heard whole, for people."""
-    found = [w for cut in recordings.cuts if (w := recognizer.windows_for(cut.duration)) is not None]
+    found = [w for duration_s in durations_s if (w := recognizer.windows_for(duration_s)) is not None]
     if not found:
         return []
     return [

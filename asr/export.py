@@ -38,10 +38,10 @@ def export_model(model: Path, out: Path, storage: Storage, settings: Sequence[st
 
     Its recipe comes along, so that it can be trained on (`asr finetune`), but for paths of recorded noise and
     responses, and so do its language models and files of licences (LICEN*). `settings` change its search, as
-    in `asr.recognizer.load`; n-gram models that they name are packed and come along, neural ones are exported.
-    A language model's directory is written just so, and has no search. Raises ConfigError if both are the same
-    directory, a setting is none or the model cannot be searched so, TrainingError or ModelError naming what
-    cannot be read.
+    in `asr.recognizer.load`; n-gram models that they name are packed and come along, neural ones are
+    exported. A language model's directory is written just so, and has no search. Raises ConfigError if both
+    are the same directory, a setting is none or the model cannot be searched so, TrainingError or ModelError
+    naming what cannot be read.
     """
     if out.resolve() == model.resolve():
         raise ConfigError(f"{out}: expected another directory than the model's: what is rounded is lost")

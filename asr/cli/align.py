@@ -108,12 +108,13 @@ def _align_all(recognizer: Recognizer, manifest: Path, out: Path, format_name: s
     from asr.config import replacing
     from asr.data.manifests import write_cuts
     from asr.errors import ConfigError
+    from asr.evaluate import windows_lines
 
     aligned = out / manifest.name
     if aligned.resolve() == manifest.resolve():
         raise ConfigError(f"--out {out}: expected another directory than that of {manifest}")
     out.mkdir(parents=True, exist_ok=True)
-    counts = {"aligned": 0, "failed": 0}
+    counts, durations_s = {"aligned": 0, "failed": 0}, list[float]()
 
     def cuts(write: Any) -> Iterator[Any]:
         for item in align_manifest(recognizer, manifest, chosen):
@@ -122,6 +123,7 @@ def _align_all(recognizer: Recognizer, manifest: Path, out: Path, format_name: s
                 print(f"asr: {item.error}", file=sys.stderr)
                 continue
             counts["aligned"] += 1
+            durations_s.append(item.cut.duration)
             write(item)
             yield item.cut
 
@@ -131,6 +133,8 @@ def _align_all(recognizer: Recognizer, manifest: Path, out: Path, format_name: s
     else:
         names = _Names(out)
         write_cuts(cuts(lambda item: _write(names.of(item.cut.id), _rendered(item, format_name))), aligned)
+    for line in windows_lines(recognizer, durations_s):
+        print(line)
     print(f"{counts['aligned']} utterances aligned, {counts['failed']} not: {out}")
     if counts["failed"]:
         raise typer.Exit(1)

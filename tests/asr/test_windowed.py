@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 import asr
 from asr import state as states
+from asr.data.manifests import file_recording, make_cut, write_cuts
 from asr.encoders import (
     ConformerEncoderConfig,
     Encoder,
@@ -29,7 +29,7 @@ from asr.encoders import (
     build_encoder,
 )
 from asr.errors import ConfigError
-from asr.evaluate import Recordings, _windows
+from asr.evaluate import windows_lines
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
 from asr.recognizer import Recognizer, Transcript
@@ -250,7 +250,7 @@ class OfASecond(WindowConfig):
 @pytest.fixture
 def hears_three_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asr.encoders.base.LONGEST_WHOLE_S", 3.0)
-    monkeypatch.setattr("asr.recognizer.WindowConfig", OfASecond)
+    monkeypatch.setattr("asr.encoders.windowed.WindowConfig", OfASecond)
 
 
 @pytest.mark.usefixtures("hears_three_seconds")
@@ -326,13 +326,22 @@ def test_the_command_says_so(call, make_model, speech_like, tmp_path: Path) -> N
 
 
 def test_decoding_says_how_many_recordings_went_in_windows(make_model) -> None:
-    recordings = Recordings(
-        [SimpleNamespace(duration=d) for d in (5.0, 1900.0, 2000.0)], lambda cut, rate: cut
-    )
-    assert _windows(asr.load(make_model(bidirectional=True)), recordings) == [
+    durations_s = (5.0, 1900.0, 2000.0)
+    assert windows_lines(asr.load(make_model(bidirectional=True)), durations_s) == [
         "2 recordings of more than 1800 s heard in windows of 30 s that overlap by 10 s"
     ]
-    assert _windows(asr.load(make_model()), recordings) == []
+    assert windows_lines(asr.load(make_model()), durations_s) == []
+
+
+@pytest.mark.usefixtures("hears_three_seconds")
+def test_aligning_says_so_too(call, make_model, speech_like, tmp_path: Path) -> None:
+    long, manifest = tmp_path / "long.wav", tmp_path / "talk.jsonl"
+    soundfile.write(long, speech_like(4.0), RATE)
+    write_cuts([make_cut(file_recording(long, "long"), "long", "one two")], manifest)
+    model = make_model(bidirectional=True)
+    code, out, err = call("align", "--data", manifest, "--out", tmp_path / "out", "--model", model)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith("1 recordings of more than 3 s heard in windows of 1 s")
 
 
 def test_other_windows_are_refused(call, make_model, tmp_path: Path) -> None:
