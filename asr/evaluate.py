@@ -89,7 +89,7 @@ class Decoded(NamedTuple):
     transcript: Transcript
     appeared_s: list[float]
     """Audio time at which each word appeared; empty if it was not fed live."""
-    final_s: float | None = None
+    compute_s: float | None = None
     """Computing, in seconds, from the end of the audio to the final result; None if it was not fed live."""
 
 
@@ -154,7 +154,7 @@ def evaluate(exp: Path, data: str, out: Path | None = None, options: Options | N
     own = {item.cut.id: _own_phrases(item.cut) for item in decoded} if options.cut_hotwords else {}
     measured = score_phrases(report, phrases, own).lines() if phrases or own else []
     measured += _words_measured(recognizer, decoded, report, options, f"{exp.name} on {name}")
-    measured += [*_measured(recognizer, options, stats, latency), *_finals(recognizer, decoded)]
+    measured += [*_measured(recognizer, options, stats, latency), *_finals(recognizer, options, decoded)]
     measured += stability.lines()
     measured += [*windows_lines(recognizer, (cut.duration for cut in recordings.cuts)), *_bound(decoded)]
     source = [f"model {exp}", f"data {manifest}"]
@@ -252,8 +252,8 @@ def _decode_live(recognizer: Recognizer, recordings: Recordings, options: Option
         for update in updates:
             shown.see(update.event)
         last = updates[-1]
-        final_s = None if last.response is None else last.response.compute_s
-        item = Decoded(cut, last.transcript, word_appearances(updates), final_s)
+        compute_s = None if last.response is None else last.response.compute_s
+        item = Decoded(cut, last.transcript, word_appearances(updates), compute_s)
         yield Part([item], last.stats, shown.stability)
 
 
@@ -315,10 +315,13 @@ def _measured(
     return lines + (latency.lines() if latency else [])
 
 
-def _finals(recognizer: Recognizer, decoded: list[Decoded]) -> list[str]:
-    """Where they come from, if that is a second hearing, and how long they took, for people."""
-    lines = ["final results are of a second hearing, of whole utterances"] if recognizer.finals else []
-    computed_s = [item.final_s for item in decoded if item.final_s is not None]
+def _finals(recognizer: Recognizer, options: Options, decoded: list[Decoded]) -> list[str]:
+    """Where they come from, if not from a stream alone, and how long they took, for people."""
+    lines = []
+    if recognizer.finals is not None:
+        live = "final results are of a second hearing, of whole utterances"
+        lines = [live if options.live_chunk_s else "heard whole, as final results are (search.finals)"]
+    computed_s = [item.compute_s for item in decoded if item.compute_s is not None]
     return lines + ([f"computing at the end  {summarize(computed_s)}"] if computed_s else [])
 
 

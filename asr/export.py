@@ -18,8 +18,8 @@ from asr.lm_directory import LmModelConfig, LoadedLm, is_lm_directory, load_lm, 
 from asr.lms import NgramModel, build_neural_lm
 from asr.losses import TwinConfig
 from asr.model_directory import LoadedModel, ModelConfig, build_network, load_model, save_model
-from asr.pipeline import check_finals
-from asr.search import FusionConfig, build_search
+from asr.pipeline import Pipeline
+from asr.search import FusionConfig, SearchConfig
 from asr.text.tokenizer import Tokenizer, load_tokenizer
 from asr.train import checkpoint
 from asr.train.environment import Environment
@@ -66,11 +66,12 @@ def _export_recogniser(
     fusion = search.fusion.renamed(lambda lm: added[lm].name if lm in added else lm)
     config = loaded.config.model_copy(update={"search": search.model_copy(update={"fusion": fusion})})
     config, network = _without_twin(config, loaded.network)
-    build_search(config.search, network)  # what the model cannot do must not be found out by whoever gets it
-    check_finals(config.search, network.encoder)
+    # What the model cannot do must not be found out by whoever gets it.
+    found = search.model_copy(update={"fusion": search.fusion.beside(model)})
+    Pipeline(LoadedModel(config, network, loaded.tokenizer), found)
     save_model(out, config, network, loaded.tokenizer, card, storage)
     if (model / RECIPE).is_file():
-        save_config(_for_elsewhere(load_config(model / RECIPE, Recipe)), out / RECIPE)
+        save_config(_for_elsewhere(load_config(model / RECIPE, Recipe), config.search), out / RECIPE)
     for licence in sorted(model.glob("LICEN*")):
         _copy(model, out, licence.name)
     for name in {lm.lm for lm in search.fusion.lms} - set(added):
@@ -86,12 +87,18 @@ def _export_recogniser(
             lm.ngram.save(out / lm.name, compact=True)
 
 
-def _for_elsewhere(recipe: Recipe) -> Recipe:
-    """The same without files of this machine: noise and rooms are generated instead of those recorded."""
+def _for_elsewhere(recipe: Recipe, search: SearchConfig) -> Recipe:
+    """The same with the model's search, and without files of this machine.
+
+    Noise and rooms are generated instead of those recorded; its language models are the model's.
+    """
     augment, nowhere = recipe.augment, {"source": None}
     noise, reverb = (each.model_copy(update=nowhere) for each in (augment.noise, augment.reverb))
     return recipe.model_copy(
-        update={"augment": augment.model_copy(update={"noise": noise, "reverb": reverb})}
+        update={
+            "augment": augment.model_copy(update={"noise": noise, "reverb": reverb}),
+            "search": search.model_copy(update={"fusion": FusionConfig()}),
+        }
     )
 
 

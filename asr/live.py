@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from rapidfuzz.distance import LCSseq
 
 from asr.audio import Samples, audio_blocks, probe
 from asr.endpoint import EndpointConfig
@@ -148,25 +149,26 @@ class _Watch:
     """When the first token of the utterance was shown, and what was computed before the utterance."""
 
     def __init__(self) -> None:
-        self._shown_s: float | None = None
+        self._first: tuple[float, float] | None = None
+        """Where the first token ended, and the seconds of audio with which it was shown."""
         self._before = StreamStats()
 
     def update(self, event: Event, heard_s: float, stats: StreamStats, spent_s: float) -> Update:
         """What the event means to a user who has heard so much and waited `spent_s` for the last chunk."""
         first_end_s, last_end_s = event.first_end_s, event.last_end_s
-        if self._shown_s is None and first_end_s is not None:
-            self._shown_s = heard_s
+        if self._first is None and first_end_s is not None:
+            self._first = first_end_s, heard_s
         if event.kind == "partial":
             return Update(event, heard_s, stats)
         response = None
-        if first_end_s is not None and last_end_s is not None and self._shown_s is not None:
+        if last_end_s is not None and self._first is not None:
             audio_s, compute_s = (
                 stats.audio_s - self._before.audio_s,
                 stats.compute_s - self._before.compute_s,
             )
             factor = compute_s / audio_s if audio_s else math.nan
-            response = Response(self._shown_s - first_end_s, heard_s - last_end_s, spent_s, factor)
-        self._shown_s, self._before = None, stats
+            response = Response(self._first[1] - self._first[0], heard_s - last_end_s, spent_s, factor)
+        self._first, self._before = None, stats
         return Update(event, heard_s, stats, response)
 
 
@@ -215,7 +217,8 @@ class ShownWords:
             return
         begun = sum(span.start < event.settled - self._from for span in spans)
         complete = max(0, begun - 1)
-        self._words, self._settled = words[complete:], self._settled + words[:complete]
+        self._words = words[complete:]
+        self._settled += words[:complete]
         self._from += spans[complete].start if complete else 0
 
 
@@ -223,8 +226,23 @@ def word_appearances(updates: Sequence[Update]) -> list[float]:
     """Audio time in seconds from which on each word of a finished stream of one utterance was shown whole.
 
     Only the ends of tokens are compared: over hours, making the text of every update would take too long.
-    What is thought again later counts from then on.
+    What is thought again later counts from then on; of an utterance that was heard again, what was not among
+    the words shown last counts from the end on.
     """
+    if not updates[-1].event.heard_again:
+        return _appearances(updates)
+    shown = updates[:-1]
+    before = [word.text for word in shown[-1].transcript.words] if shown else []
+    after = [word.text for word in updates[-1].transcript.words]
+    appeared, found = _appearances(shown) if shown else [], [updates[-1].heard_s] * len(after)
+    for block in LCSseq.opcodes(before, after):
+        if block.tag == "equal":
+            found[block.dest_start : block.dest_end] = appeared[block.src_start : block.src_end]
+    return found
+
+
+def _appearances(updates: Sequence[Update]) -> list[float]:
+    """The same for the words of the last update."""
     shown = [(u.event.last_end_s, u.heard_s) for u in updates if u.event.last_end_s is not None]
     ends_s = list(accumulate(reversed([end_s for end_s, _ in shown]), min))[::-1]
     return [shown[bisect_left(ends_s, word.end_s)][1] for word in updates[-1].transcript.words]

@@ -103,6 +103,11 @@ class Recognizer(Pipeline):
         """
         return self._with_encoder(WindowedEncoder(self.network.encoder, windows or WindowConfig()))
 
+    def with_finals(self, finals: Literal["live", "whole"]) -> Recognizer:
+        """The same model, its weights shared, with these final results. Raises ConfigError."""
+        model = LoadedModel(self.config, self.network, self.tokenizer)
+        return Recognizer(model, self.search_config.model_copy(update={"finals": finals}), self.scorer)
+
     def _with_encoder(self, encoder: Encoder) -> Recognizer:
         model = LoadedModel(self.config, self.network.with_encoder(encoder), self.tokenizer)
         return Recognizer(model, self.search_config, self.scorer)
@@ -110,7 +115,8 @@ class Recognizer(Pipeline):
     @property
     def longest_whole_s(self) -> float:
         """Seconds of a recording that can be heard whole."""
-        return self.network.encoder.longest_whole_s
+        encoder = self.network.encoder if self.finals is None else self.finals.network.encoder
+        return encoder.windows.length_s if isinstance(encoder, WindowedEncoder) else encoder.longest_whole_s
 
     def transcribe(
         self,
@@ -124,10 +130,10 @@ class Recognizer(Pipeline):
         Files of any length are read in blocks, and go through in windows where the model would have to hear
         them whole and cannot (`windows_for`). `hotwords`: see `listen`. Raises AudioError naming the file.
         """
-        rate = sample_rate or self.sample_rate
-        name = str(source) if isinstance(source, str | Path) else "array"
         if self.finals is not None:
             return self.finals.transcribe(source, sample_rate, hotwords=hotwords)
+        rate = sample_rate or self.sample_rate
+        name = str(source) if isinstance(source, str | Path) else "array"
         source = source if isinstance(source, str | Path) else as_float(source, name)
         if (windows := self._windows_of(source, rate)) is not None:
             return self.with_windows(windows).transcribe(source, sample_rate, hotwords=hotwords)
@@ -142,6 +148,10 @@ class Recognizer(Pipeline):
 
     def windows_for(self, duration_s: float) -> WindowConfig | None:
         """The windows in which a recording goes through that is too long to be heard whole; None without."""
+        if self.finals is not None:
+            encoder = self.finals.network.encoder
+            assert isinstance(encoder, WindowedEncoder)
+            return encoder.windows if duration_s > encoder.windows.length_s else None
         if self.network.encoder.streaming or duration_s <= self.longest_whole_s:
             return None
         return windows_suiting(self.network.encoder)

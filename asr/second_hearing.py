@@ -6,8 +6,8 @@ of the utterance. After Sainath et al. (2019), *Two-pass end-to-end speech recog
 was trained for both contexts, but here the second one searches anew instead of ranking what the first found.
 
 Audio of the utterance goes through in windows that overlap (asr.encoders.windowed), so that it may be of any
-length; what fits into one window is heard whole. Utterances are cut where the first pass ended them, in the
-middle between what it said before and what comes after, so that a word which has begun is not torn.
+length; what fits into one window is heard whole. Utterances are cut where the first pass ended them: in the
+middle of the silence, so that a word which has begun is not torn, or at the word that opens the next one.
 """
 
 from __future__ import annotations

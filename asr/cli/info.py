@@ -45,7 +45,6 @@ def _installation() -> None:
 
 def _model(directory: Path, latency: str | None) -> None:
     from asr.recognizer import load
-    from asr.state import bytes_per_stream
 
     recognizer = load(directory, latency=parse_latency(latency))
     network = recognizer.network
@@ -56,7 +55,7 @@ def _model(directory: Path, latency: str | None) -> None:
     print(f"heads                 {' '.join(name for name, has in _heads(network) if has)}")
     if recognizer.streaming:
         print(f"algorithmic latency   {1000 * recognizer.algorithmic_latency_s:.1f} ms")
-        print(f"state per stream      {bytes_per_stream(recognizer.initial_state()):,} bytes")
+        print(f"state per stream      {recognizer.stream().state_bytes:,} bytes")
         if recognizer.finals is not None:
             print("final results         of a second hearing, of whole utterances (search.finals)")
     else:

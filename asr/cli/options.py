@@ -169,7 +169,9 @@ def note_windows(recognizer: Recognizer, file: Path) -> None:
     """Say so if a recording is too long to be heard whole and goes through in windows. Raises AudioError."""
     from asr.audio import probe
 
-    windows = None if recognizer.streaming else recognizer.windows_for(probe(file).duration_s)
+    if recognizer.streaming and recognizer.finals is None:
+        return  # without a look at the header
+    windows = recognizer.windows_for(probe(file).duration_s)
     if windows is not None:
         print(
             f"asr: {file}: more than the {recognizer.longest_whole_s:.0f} s that this model hears in one "

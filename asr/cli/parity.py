@@ -26,8 +26,7 @@ def parity(
     from asr.parity import TOLERANCE, check
     from asr.recognizer import load
 
-    # What is said live is what it is about, whatever final results are.
-    recognizer = load(model, latency=parse_latency(latency), head=head, settings=["finals=live"])
+    recognizer = load(model, latency=parse_latency(latency), head=head)
     recognizer.network.encoder.require_streaming()
     longest, alike = seconds_to_samples(seconds, recognizer.sample_rate), 0
     for file in files:

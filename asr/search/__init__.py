@@ -54,14 +54,15 @@ class SearchConfig(Config):
     """Hypotheses that transcripts tell of, with their scores (beam)."""
     finals: Literal["live", "whole"] = "live"
     """Final results of a network that streams: what it said live, or what it says when it hears an utterance
-    again, whole (asr.second_hearing), for which it was trained. Recordings are then heard whole, too."""
+    again, whole (asr.second_hearing), for which it was trained. Recordings are then heard whole, too; what
+    is longer than 30 s in windows that overlap. A network that does not stream hears whole anyway."""
 
     @model_validator(mode="after")
     def _finals_stream(self) -> Self:
         if self.finals == "whole" and self.synchronous != "time":
             raise ValueError(
                 f"synchronous={self.synchronous} and finals=whole: expected finals=live, as recordings are "
-                "then heard whole anyway; leave one of them out"
+                "then heard whole anyway; use search.finals=live"
             )
         return self
 

@@ -15,6 +15,7 @@ from asr.data.augment import AugmentConfig
 from asr.data.batches import BatchesConfig
 from asr.features.fbank import FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
+from asr.layers.context import ContextConfig
 from asr.search import SearchConfig
 from asr.text.tokenizer import TokenizerConfig
 from asr.train.optim import OptimizerConfig
@@ -79,6 +80,17 @@ class Recipe(Config):
             raise ValueError("search.head=ctc needs a CTC head: set network.loss.ctc.weight above 0")
         if self.search.head == "transducer" and self.network.loss.transducer.weight == 0:
             raise ValueError("search.head=transducer needs network.loss.transducer.weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _final_results_are_trained(self) -> Recipe:
+        if self.search.finals == "whole" and ContextConfig() not in getattr(
+            self.network.encoder, "contexts", ()
+        ):
+            raise ValueError(
+                "search.finals=whole needs a network that is trained to hear utterances whole: add {} to "
+                "network.encoder.contexts, or set search.finals=live"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@
 #                    [--views-epochs N] [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."]
 #                    [--stage N] [--stop-stage N]
 # --whisper: weights of Whisper tiny.en to begin with (whisper.py); without, a Conformer from nothing (conformer.py)
-# --people-epochs: with people alone at the end, 0 for none
+# --views-epochs: in two views (--whisper), --people-epochs: with people alone at the end; 0 for none
 # --hours of synthetic speech, 0 for none (flite, piper-tts, WordNet's files: see synthesise.py and --wordnet DIR)
 # --chitchat FILE: more text for the language model (lm.py)
 set -euo pipefail
@@ -39,17 +39,17 @@ if run 3 && [[ -n $whisper ]]; then
   step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
     --set optimizer.lr=1e-3 --set "optimizer.rates={encoder: 0.15}" --set optimizer.warmup_steps=200 "${own[@]}"
   # Then every utterance twice, each time in a context of its own (CR-CTC): what hears less learns from what hears more.
-  step "$exp/views" finetune "$exp/mixed" "${corpora[@]}" "${noise[@]}" --set training.epochs="$views_epochs" \
+  ((views_epochs == 0)) || step "$exp/views" finetune "$exp/mixed" "${corpora[@]}" "${noise[@]}" --set training.epochs="$views_epochs" \
     --set optimizer.lr=8e-4 --set "optimizer.rates={encoder: 0.2}" --set optimizer.warmup_steps=200 \
     --set augment.equalizer.probability=0.3 --set augment.reverb.probability=0.1 --set network.loss.ctc.consistency=0.2 \
     --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]"
 elif run 3; then
   step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
-# newest: what has been trained last.
-newest() { for name in people views mixed; do [[ ! -d $exp/$name ]] || { echo "$exp/$name"; return; }; done; }
+# newest NAME...: the first of these trainings that has ended.
+newest() { for name; do [[ ! -f $exp/$name/model.safetensors ]] || { echo "$exp/$name"; return; }; done; }
 if run 4 && ((people_epochs)); then
-  step "$exp/people" finetune "$(newest)" --data "$data" --set training.epochs="$people_epochs"
+  step "$exp/people" finetune "$(newest views mixed)" --data "$data" --set training.epochs="$people_epochs"
 fi
 if run 5; then
   python "$here/lm.py" "$data" "$exp/lm" $([[ -d $wordnet ]] && echo --wordnet "$wordnet") ${chitchat:+--chitchat "$chitchat"}
@@ -57,8 +57,8 @@ if run 5; then
 fi
 if run 6; then
   # Both networks were trained to hear whole utterances as well: their final results are those.
-  asr export "$(newest)" "$exp/small" --weights int8 --beam 8 --search finals=whole --lm "$exp/lm/small.arpa" \
-    --search fusion.lm_weight=0.5 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.5 \
+  asr export "$(newest $( ((people_epochs == 0)) || echo people ) views mixed)" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
+    --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.7 \
     --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
 fi
 if run 7; then

@@ -486,13 +486,18 @@ def test_an_exported_recipe_knows_no_files_of_this_machine(
     assert (out / "LICENSES.txt").read_text() == "Keep this.\n"
     assert "/here" not in (out / "recipe.yaml").read_text()
     expected = override(noisy, [f"{bank}.source=null" for bank in banks])
+    expected = expected.model_copy(update={"search": load_model(model).config.search})
     assert load_config(out / "recipe.yaml", Recipe) == expected
     assert finetune_recipe(out).augment.noise.probability == 0.3
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("finals=whole", "search.finals=whole"), ("synchronous=alignment", "expected beam search")],
+    [
+        ("finals=whole", "search.finals=whole"),
+        ("synchronous=alignment", "expected beam search"),
+        ("nbest=3", "expected beam with search.rescore"),
+    ],
 )
 def test_what_a_model_cannot_do_is_not_exported(
     model: Path, tmp_path: Path, call, setting: str, message: str

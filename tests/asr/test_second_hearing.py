@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import asr
+from asr.config import override
 from asr.encoders import ConformerEncoderConfig, WindowedEncoder
 from asr.endpoint import EndpointConfig
 from asr.errors import ConfigError
 from asr.layers.context import ContextConfig
-from asr.live import feed
-from asr.recognizer import Event, Recognizer, Transcript
+from asr.live import Response, Update, _Watch, feed, word_appearances
+from asr.recognizer import Event, Recognizer, Transcript, Word
+from asr.score.latency import StreamStats
 from asr.search import SearchConfig
-from asr.second_hearing import BLOCK_S, KEPT_S
+from asr.second_hearing import BLOCK_S, KEPT_S, SecondHearing
+from asr.train.recipe import Recipe
+from tests.asr.scripted import LETTERS, Scripted, letters
 
 RATE = 8000
 FRAME_S = 0.04
@@ -61,11 +66,13 @@ def test_a_stream_of_one_utterance_says_what_is_heard_whole(kind: str, make_mode
     )
     expected = times(whole.transcribe(samples, RATE))
     assert expected != times(live.transcribe(samples, RATE))
+    truncated = whole.transcribe(samples, RATE).truncated_frames
     assert times(recognizer.transcribe(samples, RATE)) == expected
     torch.testing.assert_close(recognizer.encode(samples), whole.encode(samples))
-    for sizes in ([1000000], [400], [1, 7, 333, 2000, 9000]):
+    for sizes in ([1000000], [400], [7, 333, 2000, 9000]):
         events = fed(recognizer.stream(RATE), samples, sizes)
         assert times(events[-1].transcript) == expected
+        assert events[-1].transcript.truncated_frames == truncated
     # What is shown before is what the model says live.
     shown = [times(e.transcript) for e in fed(live.stream(RATE), samples, [400])]
     assert [times(e.transcript) for e in fed(recognizer.stream(RATE), samples, [400])][:-1] == shown[:-1]
@@ -73,7 +80,7 @@ def test_a_stream_of_one_utterance_says_what_is_heard_whole(kind: str, make_mode
 
 def test_batches_and_long_recordings_say_the_same(recognizer: Recognizer, speech_like) -> None:
     """In windows of 30 s, live, as a file and in batches."""
-    recordings = [speech_like(71.0, seed=1), speech_like(3.0, seed=2)]
+    recordings = [speech_like(41.0, seed=1), speech_like(3.0, seed=2)]
     batch = recognizer.transcribe_batch(recordings)
     assert [times(each) for each in batch] == [
         times(recognizer.transcribe(each, RATE)) for each in recordings
@@ -85,6 +92,9 @@ def test_batches_and_long_recordings_say_the_same(recognizer: Recognizer, speech
         sizes.add(session.state_bytes)
     assert times(session.finish()[-1].transcript) == times(batch[0])
     assert len(sizes) == 1
+    assert recognizer.windows_for(30) is None
+    assert recognizer.windows_for(31) == asr.WindowConfig()
+    assert recognizer.longest_whole_s == 30
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
@@ -99,6 +109,53 @@ def test_utterances_are_the_same_in_any_chunking(method: str, make_model, speech
     assert {rule for _, rule, _ in found[0]} & {"silence", "length"}
     assert [number for number, _, _ in found[0]] == list(range(len(found[0])))
     assert len(found[0]) > 4
+
+
+def test_a_border_that_has_been_heard_is_where_hearing_is(recognizer: Recognizer, speech_like) -> None:
+    samples, again = speech_like(9.0, seed=3), SecondHearing(recognizer.finals)
+    again.feed(samples)
+    heard = round(BLOCK_S * RATE)
+    assert len(samples) - len(again._waiting) == heard
+    for found, start, stop in ((again.end(30), 0, heard), (again.end(), heard, len(samples))):
+        alone = times(recognizer.transcribe(samples[start:stop], RATE))
+        shifted = [(round(a + start / RATE, 6), round(b + start / RATE, 6)) for _, a, b in alone]
+        said = [(round(t.frame * FRAME_S, 6), round(t.end_frame * FRAME_S, 6)) for t in found.tokens]
+        assert said == shifted
+
+
+@pytest.mark.parametrize(
+    ("text", "every", "endpoint", "border"),
+    [
+        # The last label ends at 29, the carried word begins at 32.
+        ("one two three", 4, EndpointConfig(max_length_s=1.6), 30),
+        # The last label ends at 5, the rule is asked at 28: after every chunk of four frames.
+        ("one", 2, EndpointConfig(trailing_silence_s=0.8), 16),
+        ("", 1, EndpointConfig(nothing_s=2.0), 26),
+    ],
+)
+def test_where_utterances_are_cut(
+    recognizer: Recognizer, monkeypatch, text: str, every: int, endpoint, border: int
+) -> None:
+    recognizer.search, recognizer.tokenizer = Scripted(letters(text, 0, every)), LETTERS
+    session = recognizer.stream(RATE, endpoint=endpoint)
+    borders = Borders(session, monkeypatch)
+    for _ in range(60):
+        session.feed(np.zeros(320, np.float32))
+        if borders.frames:
+            break
+    assert borders.frames == [border]
+
+
+def test_utterances_that_say_nothing_when_heard_again_keep_their_number(recognizer: Recognizer) -> None:
+    assert recognizer.finals is not None
+    recognizer.search, recognizer.tokenizer = Scripted([*letters("one", 0), *letters("two", 30)]), LETTERS
+    recognizer.finals.search = Scripted([])
+    session = recognizer.stream(RATE, endpoint=EndpointConfig(trailing_silence_s=0.4))
+    events = [event for _ in range(60) for event in session.feed(np.zeros(320, np.float32))]
+    said = [(e.kind, e.utterance, e.text) for e in (*events, *session.finish())]
+    assert [each for each in said if each[0] == "final"] == [("final", number, "") for number in range(3)]
+    assert ("partial", 0, "one") in said
+    assert ("partial", 1, "two") in said
 
 
 class Borders:
@@ -164,25 +221,11 @@ def test_what_was_forgotten_is_not_heard_again(make_model, speech_like, monkeypa
     assert final.transcript.duration_s == pytest.approx(6.5)
 
 
-def test_the_border_is_in_the_middle_of_the_silence(recognizer: Recognizer, speech_like, monkeypatch) -> None:
-    session = recognizer.stream(RATE, endpoint=EndpointConfig(trailing_silence_s=0.8))
-    borders = Borders(session, monkeypatch)
-    events = session.feed(speech_like(1.5, seed=1))
-    with torch.no_grad():
-        recognizer.network.joiner.output.bias[0] += 1e4
-    events += session.feed(np.zeros(2 * RATE, np.float32))
-    shown = [e for e in events if e.kind == "partial"][-1]
-    assert [e.rule for e in events if e.kind == "final"] == ["silence"]
-    (border,) = borders.frames
-    # The rule is asked once a chunk, of four frames of 10 ms or one of 40.
-    assert border * FRAME_S == pytest.approx(shown.last_end_s + 0.4, abs=0.041)
-
-
 def test_no_more_audio_is_kept_than_it_takes(recognizer: Recognizer, speech_like) -> None:
     session = recognizer.stream(RATE, endpoint=EndpointConfig())
     samples, before = speech_like(4.0, seed=4), session.state_bytes
     longest = 0
-    for _ in range(20):
+    for _ in range(8):
         for start in range(0, len(samples), 777):
             session.feed(samples[start : start + 777])
             longest = max(longest, len(session._again._waiting))
@@ -216,12 +259,12 @@ def test_its_n_best_is_what_is_told(make_model, speech_like) -> None:
     )
 
 
-def test_a_final_result_says_that_it_was_heard_again(recognizer: Recognizer, make_model, speech_like) -> None:
+def test_a_final_result_says_that_it_was_heard_again(recognizer: Recognizer, speech_like) -> None:
     samples = speech_like(2.0)
     chunks = [samples[i : i + 800] for i in range(0, len(samples), 800)]
     updates = list(feed(recognizer, chunks, RATE))
     assert [update.event.heard_again for update in updates] == [update.final for update in updates]
-    live = asr.load(make_model(encoder=ENCODER))
+    live = recognizer.with_finals("live")
     assert not any(update.event.heard_again for update in feed(live, chunks, RATE))
 
 
@@ -246,3 +289,60 @@ def test_it_is_refused_where_it_cannot_be(make_model) -> None:
         asr.load(make_model(encoder=chunks), settings=WHOLE)
     with pytest.raises(ValueError, match="synchronous=alignment and finals=whole"):
         SearchConfig(method="beam", synchronous="alignment", finals="whole")
+
+
+def test_a_recipe_trains_what_its_final_results_need(make_model) -> None:
+    whole = {"network": {"encoder": {"kind": "conformer", "contexts": [{"chunk": 4, "left_chunks": 2}, {}]}}}
+    recipe = Recipe.model_validate({"name": "a", "search": {"finals": "whole"}, **whole})
+    with pytest.raises(ConfigError, match=r"search.finals=whole needs a network that is trained"):
+        override(recipe, ["network.encoder.contexts=[{chunk: 4, left_chunks: 2}]"])
+    with pytest.raises(ConfigError, match=r"search.finals=whole needs a network that is trained"):
+        override(Recipe(name="a"), ["search.finals=whole"])
+
+
+def test_commands_say_where_final_results_come_from(make_model, write_tones, tmp_path: Path, call) -> None:
+    model, out = make_model(encoder=ENCODER), tmp_path / "whole"
+    assert call("export", model, out, "--search", "finals=whole", "--weights", "float32")[0] == 0
+    data = write_tones(tmp_path / "data", {"one": 500.0}, {"test": 2})
+    second = "final results are of a second hearing, of whole utterances"
+    for options, line in (((), "heard whole, as final results are (search.finals)"), (("--stream",), second)):
+        code, said, err = call("decode", out, "--data", data / "test.jsonl.gz", *options)
+        assert code == 0, err
+        assert line in said.splitlines()
+        assert ("computing at the end  mean" in said) == bool(options)
+        _, said, _ = call("decode", model, "--data", data / "test.jsonl.gz", *options)
+        assert "final results" not in said
+    _, said, _ = call("info", out)
+    assert "final results         of a second hearing, of whole utterances" in said
+    assert f"state per stream      {asr.load(out).stream().state_bytes:,} bytes" in said
+    code, said, err = call("parity", out, data / "one-test-0.wav")
+    assert code == 0, err
+    assert "tokens equal" in said
+
+
+def test_how_soon_the_first_word_came_is_of_what_was_shown() -> None:
+    """Though the first word of the final result may be another."""
+    watch = _Watch()
+    shown = Event("partial", lambda: None, first_end_s=0.5, last_end_s=0.5)
+    assert watch.update(shown, 1.0, StreamStats(), 0.0).response is None
+    final = Event("final", lambda: None, first_end_s=3.0, last_end_s=3.5, heard_again=True)
+    response = watch.update(final, 4.0, StreamStats(audio_s=4.0, compute_s=1.0), 0.25).response
+    assert response == Response(0.5, 0.5, 0.25, 0.25)
+
+
+def test_a_word_that_only_the_final_result_has_appears_with_it() -> None:
+    def update(text: str, heard_s: float, final: bool = False) -> Update:
+        """Every word of a second, shown half a second later."""
+        words = tuple(Word(word, i, i + 1.0, 1.0) for i, word in enumerate(text.split()))
+        event = Event(
+            "final" if final else "partial",
+            lambda: Transcript(text, words, (), heard_s),
+            last_end_s=float(len(words)),
+            heard_again=final,
+        )
+        return Update(event, heard_s, StreamStats())
+
+    shown = [update(text, len(text.split()) + 0.5) for text in ("a", "a b", "a b c", "a b c d")]
+    assert word_appearances([*shown, update("a x c y d", 6.0, final=True)]) == [1.5, 6.0, 3.5, 6.0, 4.5]
+    assert word_appearances([*shown, update("", 6.0, final=True)]) == []
+    assert word_appearances([update("a", 6.0, final=True)]) == [6.0]
