@@ -29,6 +29,7 @@ from asr.search.frontier import Frontier, Partial
 from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import Tails, capacity, pack, unpack, unpack_some
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
+from asr.search.internal_lm import internal_log_probs, without_internal
 from asr.search.moves import Moves, MoveTable
 from asr.search.strategies import Limits, Steps, alignment_synchronous, time_synchronous
 from asr.transducer import Transducer
@@ -134,7 +135,9 @@ class BeamSearch:
         assert beam >= 1
         assert max_symbols >= 1
         self.model, self.beam, self.max_symbols, self.margin = model, beam, max_symbols, margin
-        self.scorer = scorer if scorer is not None else Fusion(model.vocab_size)
+        self.scorer, self._internal_weight = scorer if scorer is not None else Fusion(model.vocab_size), 0.0
+        if isinstance(self.scorer, Fusion):
+            self.scorer, self._internal_weight = without_internal(self.scorer, model)
         self.synchronous, self.window = synchronous, window
         self.moves = MoveTable(model.topology, model.vocab_size, beam, confidence)
         self._limits = Limits(beam, margin, max_symbols, self.moves.quiet_frames, model.topology.repeats)
@@ -152,11 +155,12 @@ class BeamSearch:
         y, predictor = model.predictor(blanks, model.predictor.initial_state(n, device))
         scorer = self.scorer.initial_state(n, device) if scorer is None else repeated(scorer, width)
         zeros = torch.zeros(batch, width, dtype=torch.int64, device=device)
+        projected = model.joiner.predictor(y[:, 0])
         rows = Rows(
             predictor,
-            model.joiner.predictor(y[:, 0]),
+            projected,
             scorer,
-            self._next(scorer),
+            self._next(scorer, projected),
             zeros.flatten(),
         )
         log_prob = torch.full((batch, width), NOTHING, dtype=torch.float64, device=device)
@@ -316,9 +320,11 @@ class BeamSearch:
         packed = pack(tails, self._capacity, device)
         return BeamState(Beam(log_prob, fused, skip, held), rows, packed, frame)
 
-    def _next(self, scorer: Any) -> Tensor:
-        """(N, V) what the scorers add to each label; blank is none."""
+    def _next(self, scorer: Any, projected: Tensor) -> Tensor:
+        """(N, V) what the scorers add to each label; blank is none. projected: (N, J) of the predictor."""
         scores = self.scorer.score(scorer).float().clone()
+        if self._internal_weight:
+            scores.add_(internal_log_probs(self.model, projected), alpha=self._internal_weight)
         scores[:, self.model.blank] = NOTHING
         return scores
 
@@ -327,7 +333,9 @@ class BeamSearch:
         y, predictor = self.model.predictor(label[:, None], rows.predictor)
         scorer = self.scorer.advance(rows.scorer, label)
         projected = self.model.joiner.predictor(y[:, 0])
-        return Rows(predictor, projected, scorer, self._next(scorer), rows.hash * HASH_BASE + label)
+        return Rows(
+            predictor, projected, scorer, self._next(scorer, projected), rows.hash * HASH_BASE + label
+        )
 
 
 def _merged(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asr.search.fusion import Fusion
 from asr.transducer import Transducer
 
 
@@ -32,6 +33,10 @@ class InternalLm:
         assert model.has_transducer
         self.model, self.vocab_size = model, model.vocab_size
 
+    def of(self, model: Transducer) -> bool:
+        """Whether that model, with this or another encoder, has this language model in it."""
+        return self.model.predictor is model.predictor and self.model.joiner is model.joiner
+
     def initial_state(self, batch: int, device: torch.device | None = None) -> InternalState:
         """State of `batch` hypotheses that have said nothing."""
         blanks = torch.full((batch,), self.model.blank, dtype=torch.int64, device=device)
@@ -50,10 +55,26 @@ class InternalLm:
         return torch.zeros_like(state.log_probs[:, 0])
 
     def _after(self, labels: Tensor, predictor: Any) -> InternalState:
-        model = self.model
-        y, predictor = model.predictor(labels[:, None], predictor)
-        nothing = y.new_zeros(model.joiner.encoder.in_features)
-        logits = model.joiner.combine(model.joiner.encoder(nothing), model.joiner.predictor(y[:, 0])).float()
-        log_probs = torch.zeros_like(logits[:, : self.vocab_size])
-        log_probs[:, 1:] = logits[:, 1 : self.vocab_size].log_softmax(dim=-1)
-        return InternalState(predictor, log_probs)
+        y, predictor = self.model.predictor(labels[:, None], predictor)
+        return InternalState(predictor, internal_log_probs(self.model, self.model.joiner.predictor(y[:, 0])))
+
+
+def internal_log_probs(model: Transducer, projected: Tensor) -> Tensor:
+    """(N, V) of the next label, 0 for blank; projected: (N, J) what the joiner makes of the predictor."""
+    nothing = projected.new_zeros(model.joiner.encoder.in_features)
+    logits = model.joiner.combine(model.joiner.encoder(nothing), projected).float()
+    log_probs = torch.zeros_like(logits[:, : model.vocab_size])
+    log_probs[:, 1:] = logits[:, 1 : model.vocab_size].log_softmax(dim=-1)
+    return log_probs
+
+
+def without_internal(scorer: Fusion, model: Transducer) -> tuple[Fusion, float]:
+    """The other scorers, and the weight of the model's own language model; for a search by that model.
+
+    It has the predictor's output of every hypothesis anyway (`internal_log_probs`).
+    """
+    own = [each for each in scorer.parts if isinstance(each.scorer, InternalLm) and each.scorer.of(model)]
+    if not own:
+        return scorer, 0.0
+    rest = [each for each in scorer.parts if each not in own]
+    return Fusion(scorer.vocab_size, rest, scorer.reward), sum(weight for _, weight in own)

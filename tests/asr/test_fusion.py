@@ -18,7 +18,7 @@ from asr.lms import NgramModel
 from asr.model_directory import CONFIG, ModelConfig
 from asr.search import BeamSearch, FusionConfig, SearchConfig, build_search
 from asr.search.fusion import Fusion, Weighted
-from asr.search.internal_lm import InternalLm
+from asr.search.internal_lm import InternalLm, without_internal
 from asr.train.finetune import finetune_recipe
 from tests.asr.bigram import Bigram
 from tests.asr.test_beam import VOCAB, make
@@ -101,6 +101,36 @@ def test_the_internal_language_model_is_the_joiner_without_audio(topology: str) 
         state = scorer.advance(state, torch.tensor([label]))
         history.append(label)
     assert scorer.end(state).tolist() == [0.0]
+
+
+class Anonymous:
+    """A scorer that nobody knows for what it is."""
+
+    def __init__(self, scorer: InternalLm) -> None:
+        self.vocab_size = scorer.vocab_size
+        self.initial_state, self.score = scorer.initial_state, scorer.score
+        self.advance, self.end = scorer.advance, scorer.end
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("topology", ["rnnt", "tdt", "multi_blank"])
+def test_a_search_takes_the_internal_language_model_from_its_own_rows(topology: str) -> None:
+    """The scores are those with a scorer, of this model alone and of several streams at any place."""
+    model, other, rng = make(topology), make(topology, sharp=2), torch.Generator().manual_seed(1)
+    bigram = Weighted(Bigram(torch.randn(VOCAB, VOCAB, generator=rng)), 0.3)
+    y, lengths = torch.randn(2, 6, model.encoder.output_dim, generator=rng), torch.tensor([6, 4])
+    found = []
+    for internal in (InternalLm(model), Anonymous(InternalLm(model)), InternalLm(other)):
+        scorer = Fusion(VOCAB, [bigram, Weighted(internal, -0.7)], 0.2)
+        search = BeamSearch(model, 4, scorer=scorer)
+        state = search.initial_state(2)
+        for begin in (0, 3):
+            state = search(y[:, begin : begin + 3], (lengths - begin).clamp(0, 3), state).state
+        found.append([[each.score for each in row] for row in search.n_best(state)])
+    assert len(without_internal(Fusion(VOCAB, [Weighted(InternalLm(model), -0.7)]), other)[0].parts) == 1
+    for own, apart, others in zip(*found, strict=True):
+        assert own == pytest.approx(apart, abs=1e-4)
+        assert own != pytest.approx(others, abs=1e-4)
 
 
 def test_greedy_search_and_ctc_take_no_scorer(make_model) -> None:
