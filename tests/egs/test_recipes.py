@@ -71,6 +71,18 @@ def test_the_funnel_ends_at_320_ms() -> None:
     assert 1 / network.encoder.frame_rate == pytest.approx(0.32)
 
 
+def test_every_lever_changes_the_recipe() -> None:
+    """Those of english/levers.sh, each one way to train, and all accepted."""
+    recipe = load_recipe(f"{EGS / 'english' / 'whisper.py'}:streaming", Recipe)
+    recipe = override(recipe, ["training.epochs=1"])
+    script = (EGS / "english" / "levers.sh").read_text()
+    (listed,) = re.findall(r"names=\(([a-z -]+)\)", script)
+    settings = dict(re.findall(r'\[([a-z-]+)\]="([^"]*)"', script))
+    assert set(listed.split()) == set(settings)
+    for name, changes in settings.items():
+        assert (override(recipe, changes.split()) == recipe) == (name == "base"), name
+
+
 def test_every_mixer_has_three_million_parameters() -> None:
     """Those of mixers.sh, which has all there are."""
     recipe = load_recipe(f"{EGS / 'digits' / 'recurrent.py'}:recurrent", Recipe)
