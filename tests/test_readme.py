@@ -45,4 +45,9 @@ def test_make_targets_exist() -> None:
 
 def test_links_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / link).exists(), link
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        # A heading's anchor is its words, small, with hyphens between them.
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, link
