@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from asr.audio import Samples
-from asr.encoders import Encoder, EncoderOutput, Latency, WindowedEncoder, windows_suiting
+from asr.encoders import EncoderOutput, Latency, WindowedEncoder, windows_suiting
 from asr.errors import ConfigError
 from asr.features.fbank import Fbank, FbankState
 from asr.lengths import samples_to_seconds, seconds_to_samples
@@ -95,12 +95,17 @@ class Pipeline:
         self.finals = self._hearing_whole()
 
     def _hearing_whole(self) -> Self | None:
-        """Raises ConfigError."""
+        """See `finals`; raises ConfigError for a network that was not trained for it."""
         encoder = self.network.encoder
         live = self.search_config.finals == "live" or not encoder.streaming
         if live or isinstance(encoder, WindowedEncoder):
             return None
-        check_finals(self.search_config, encoder)
+        if Latency(None) not in encoder.latencies:
+            trained = ", ".join(latency.name for latency in encoder.latencies) or "one latency alone"
+            raise ConfigError(
+                "search.finals=whole: expected a network that was trained to hear utterances whole, too (a "
+                f"context without chunks), found one trained for {trained}; leave it out"
+            )
         encoder = encoder.with_latency(Latency(None))
         windowed = WindowedEncoder(encoder, windows_suiting(encoder))
         model = LoadedModel(self.config, self.network.with_encoder(windowed), self.tokenizer)
@@ -239,13 +244,3 @@ class Pipeline:
         features, lengths, _ = self.fbank.flush(state)
         if features.shape[1]:
             yield features, lengths
-
-
-def check_finals(config: SearchConfig, encoder: Encoder) -> None:
-    """Raise ConfigError for final results of a network that was not trained to give them."""
-    if config.finals == "whole" and encoder.streaming and Latency(None) not in encoder.latencies:
-        trained = ", ".join(latency.name for latency in encoder.latencies) or "one latency alone"
-        raise ConfigError(
-            "search.finals=whole: expected a network that was trained to hear utterances whole, too (a "
-            f"context without chunks), found one trained for {trained}; leave it out"
-        )

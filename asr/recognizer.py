@@ -115,8 +115,14 @@ class Recognizer(Pipeline):
     @property
     def longest_whole_s(self) -> float:
         """Seconds of a recording that can be heard whole."""
-        encoder = self.network.encoder if self.finals is None else self.finals.network.encoder
-        return encoder.windows.length_s if isinstance(encoder, WindowedEncoder) else encoder.longest_whole_s
+        windows = self._windows_of_finals
+        return self.network.encoder.longest_whole_s if windows is None else windows.length_s
+
+    @property
+    def _windows_of_finals(self) -> WindowConfig | None:
+        """In which recordings go through for final results, where those are of a second hearing."""
+        encoder = None if self.finals is None else self.finals.network.encoder
+        return encoder.windows if isinstance(encoder, WindowedEncoder) else None
 
     def transcribe(
         self,
@@ -148,12 +154,10 @@ class Recognizer(Pipeline):
 
     def windows_for(self, duration_s: float) -> WindowConfig | None:
         """The windows in which a recording goes through that is too long to be heard whole; None without."""
-        if self.finals is not None:
-            encoder = self.finals.network.encoder
-            assert isinstance(encoder, WindowedEncoder)
-            return encoder.windows if duration_s > encoder.windows.length_s else None
-        if self.network.encoder.streaming or duration_s <= self.longest_whole_s:
+        if duration_s <= self.longest_whole_s:
             return None
+        if self.network.encoder.streaming:
+            return self._windows_of_finals
         return windows_suiting(self.network.encoder)
 
     def _windows_of(self, source: Path | str | Samples, sample_rate: int) -> WindowConfig | None:

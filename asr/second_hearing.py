@@ -87,8 +87,7 @@ class SecondHearing:
 
     def forget(self, frame: int) -> None:
         """An utterance without words has ended in this encoder frame of the stream; another begins."""
-        heard = self._until(frame)
-        self._waiting, self._next = self._waiting[heard:], self._next + heard // self._frame
+        self._take(self._until(frame))
         self._begin()
 
     def _begin(self) -> None:
@@ -100,10 +99,15 @@ class SecondHearing:
         """Samples that are waiting before this frame; those that are not have been heard."""
         return min(max(0, frame - self._next) * self._frame, len(self._waiting))
 
-    def _hear(self, count: int) -> None:
-        """So many of the waiting samples."""
+    def _take(self, count: int) -> Samples:
+        """So many of the waiting samples, which wait no more."""
         samples, self._waiting = self._waiting[:count], self._waiting[count:]
         self._next += count // self._frame
+        return samples
+
+    def _hear(self, count: int) -> None:
+        """So many of the waiting samples."""
+        samples = self._take(count)
         if not count:
             return
         chunk = torch.from_numpy(samples)[None].to(self._pipeline.device)

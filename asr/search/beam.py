@@ -135,7 +135,8 @@ class BeamSearch:
         assert beam >= 1
         assert max_symbols >= 1
         self.model, self.beam, self.max_symbols, self.margin = model, beam, max_symbols, margin
-        self.scorer, self._internal_weight = scorer if scorer is not None else Fusion(model.vocab_size), 0.0
+        self.scorer: Scorer = Fusion(model.vocab_size) if scorer is None else scorer
+        self._internal_weight = 0.0
         if isinstance(self.scorer, Fusion):
             self.scorer, self._internal_weight = without_internal(self.scorer, model)
         self.synchronous, self.window = synchronous, window

@@ -84,9 +84,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _final_results_are_trained(self) -> Recipe:
-        if self.search.finals == "whole" and ContextConfig() not in getattr(
-            self.network.encoder, "contexts", ()
-        ):
+        contexts = getattr(self.network.encoder, "contexts", ())
+        if self.search.finals == "whole" and ContextConfig() not in contexts:
             raise ValueError(
                 "search.finals=whole needs a network that is trained to hear utterances whole: add {} to "
                 "network.encoder.contexts, or set search.finals=live"

@@ -42,7 +42,7 @@ if run 3 && [[ -n $whisper ]]; then
   ((views_epochs == 0)) || step "$exp/views" finetune "$exp/mixed" "${corpora[@]}" "${noise[@]}" --set training.epochs="$views_epochs" \
     --set optimizer.lr=8e-4 --set "optimizer.rates={encoder: 0.2}" --set optimizer.warmup_steps=200 \
     --set augment.equalizer.probability=0.3 --set augment.reverb.probability=0.1 --set network.loss.ctc.consistency=0.2 \
-    --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]"
+    --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]" "${own[@]}"
 elif run 3; then
   step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
@@ -57,7 +57,8 @@ if run 5; then
 fi
 if run 6; then
   # Both networks were trained to hear whole utterances as well: their final results are those.
-  asr export "$(newest $( ((people_epochs == 0)) || echo people ) views mixed)" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
+  trained=$(newest $( ((people_epochs == 0)) || echo people ) views mixed)
+  asr export "$trained" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
     --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.7 \
     --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
 fi

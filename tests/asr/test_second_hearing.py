@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from asr.search import SearchConfig
 from asr.second_hearing import BLOCK_S, KEPT_S, SecondHearing
 from asr.train.recipe import Recipe
 from tests.asr.scripted import LETTERS, Scripted, letters
+from tests.asr.streamed import fed, times, utterances
 
 RATE = 8000
 FRAME_S = 0.04
@@ -30,23 +30,6 @@ CONTEXTS = (ContextConfig(chunk=4, left_chunks=2), ContextConfig())
 ENCODER = ConformerEncoderConfig(dim=24, heads=2, layers=2, kernel=5, contexts=CONTEXTS)
 WHOLE = ("finals=whole",)
 SILENCE = EndpointConfig(trailing_silence_s=0.24, nothing_s=0.4, max_length_s=0.9)
-
-
-def times(transcript: Transcript) -> list[tuple[str, float, float]]:
-    return [(t.piece, round(t.start_s, 6), round(t.end_s, 6)) for t in transcript.tokens]
-
-
-def fed(session: asr.Session, samples: np.ndarray, sizes: list[int], seed: int = 0) -> list[Event]:
-    rng, events, position = random.Random(seed), [], 0
-    while position < len(samples):
-        size = rng.choice(sizes)
-        events += session.feed(samples[position : position + size])
-        position += size
-    return events + session.finish()
-
-
-def finals(events: list[Event]) -> list[tuple]:
-    return [(e.utterance, e.rule, times(e.transcript)) for e in events if e.kind == "final"]
 
 
 @pytest.fixture
@@ -104,7 +87,7 @@ def test_utterances_are_the_same_in_any_chunking(method: str, make_model, speech
     found = []
     for seed, sizes in enumerate([[1000000], [400], [1, 7, 333, 2000, 9000]]):
         session = recognizer.stream(RATE, endpoint=SILENCE)
-        found.append(finals(fed(session, samples, sizes, seed)))
+        found.append(utterances(fed(session, samples, sizes, seed)))
     assert found[0] == found[1] == found[2]
     assert {rule for _, rule, _ in found[0]} & {"silence", "length"}
     assert [number for number, _, _ in found[0]] == list(range(len(found[0])))
@@ -186,7 +169,7 @@ def test_each_utterance_is_heard_as_a_recording_of_its_own(
     )
     session = recognizer.stream(RATE, endpoint=SILENCE)
     borders = Borders(session, monkeypatch)
-    found = finals(fed(session, samples, [1234]))
+    found = utterances(fed(session, samples, [1234]))
     assert borders.frames.pop() is None
     edges = [0, *(round(frame * FRAME_S * RATE) for frame in borders.frames), len(samples)]
     assert edges == sorted(edges)

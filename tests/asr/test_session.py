@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import sys
 from dataclasses import replace
 
@@ -19,10 +18,10 @@ from asr.endpoint import EndpointConfig
 from asr.errors import ConfigError, MissingExtraError
 from asr.layers.context import ContextConfig
 from asr.layers.subsampling import SubsamplingConfig
-from asr.recognizer import Event, Transcript
 from asr.search import SearchConfig
 from asr.vad import SileroVad
 from tests.asr.scripted import LETTERS, Scripted, label, letters
+from tests.asr.streamed import fed, times, utterances
 
 RATE = 8000
 CHUNKED = ConformerEncoderConfig(
@@ -58,25 +57,6 @@ def test_bad_rules_are_refused() -> None:
     assert issubclass(EndpointConfig, Config)
     with pytest.raises(ValueError, match="greater than 0"):
         EndpointConfig(trailing_silence_s=-1)
-
-
-def utterances(events: list[Event]) -> list[tuple]:
-    """What the finals say."""
-    finals = [event for event in events if event.kind == "final"]
-    return [(e.utterance, e.rule, times(e.transcript)) for e in finals]
-
-
-def times(transcript: Transcript) -> list[tuple[str, float, float]]:
-    return [(t.piece, round(t.start_s, 6), round(t.end_s, 6)) for t in transcript.tokens]
-
-
-def fed(session: asr.Session, samples: np.ndarray, sizes: list[int], seed: int = 0) -> list[Event]:
-    rng, events, position = random.Random(seed), [], 0
-    while position < len(samples):
-        size = rng.choice(sizes)
-        events += session.feed(samples[position : position + size])
-        position += size
-    return events + session.finish()
 
 
 @pytest.mark.parametrize("encoder", [None, CHUNKED], ids=["lstm", "conformer"])

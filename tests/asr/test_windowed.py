@@ -297,6 +297,14 @@ def test_positions_that_begin_anew_are_not_heard_whole(make_model, monkeypatch: 
     assert asr.load(make_model()).longest_whole_s == 1800
 
 
+def test_windows_do_not_bound_what_a_search_hears_whole(make_model, speech_like) -> None:
+    """By length of alignments: the frames of all windows are searched together."""
+    settings = ["method=beam", "synchronous=alignment"]
+    windows = WindowConfig(length_s=1.2, overlap_s=0.4)
+    windowed = asr.load(make_model(bidirectional=True), settings=settings, windows=windows)
+    assert windowed.transcribe(speech_like(2.0), RATE).tokens[-1].start_s > 1.2
+
+
 def test_windows_are_no_longer_than_was_asked_for() -> None:
     """Where they are made of whole chunks: of 0.64 s, 30 s are 46 of them and a rest."""
     config = WhisperEncoderConfig(contexts=(ContextConfig(chunk=32),), dim=16, heads=2, layers=1)
