@@ -26,14 +26,12 @@ def map_tensors(function: Callable[..., Tensor], *states: S) -> S:
 
 def leaves(state: object) -> list[Tensor]:
     """All tensors of a state, in field order."""
-    found: list[Tensor] = []
-
-    def collect(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    _map(collect, state)
-    return found
+    if isinstance(state, Tensor):
+        return [state]
+    if state is None:
+        return []
+    parts = state if isinstance(state, tuple) else _parts(state)
+    return [leaf for part in parts for leaf in leaves(part)]
 
 
 def stack(states: Sequence[S]) -> S:
@@ -104,13 +102,16 @@ def _map(function: Callable[..., Tensor], *states: Any) -> Any:
     if isinstance(first, tuple):
         parts = [_map(function, *each) for each in zip(*states, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    assert is_dataclass(first)
-    assert not isinstance(first, type), f"a state is a dataclass of tensors, not {type(first).__name__}"
-    names = _field_names(type(first))
-    return type(first)(*[_map(function, *[getattr(s, name) for s in states]) for name in names])
+    return type(first)(*[_map(function, *each) for each in zip(*map(_parts, states), strict=True)])
+
+
+def _parts(state: object) -> list[Any]:
+    """The fields of a dataclass, in the order of the arguments that make it."""
+    kind: type = type(state)
+    return [getattr(state, name) for name in _field_names(kind)]
 
 
 @cache
-def _field_names(state: type) -> tuple[str, ...]:
-    """In the order of the arguments that make a state."""
-    return tuple(f.name for f in fields(state))
+def _field_names(kind: type) -> tuple[str, ...]:
+    assert is_dataclass(kind), f"a state is a dataclass of tensors, not {kind.__name__}"
+    return tuple(f.name for f in fields(kind))

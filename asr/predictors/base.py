@@ -8,6 +8,7 @@ explicit and batch-first, so that beam search can fork and reorder hypotheses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ class PredictorOutput(NamedTuple):
     y: Tensor
     """(B, U, output_dim), one vector after each label."""
     state: Any
+
+
+Step = Callable[[Tensor, Any], PredictorOutput]
+"""One label (B, 1) more for every hypothesis of a state."""
 
 
 class Predictor(nn.Module, ABC):
@@ -38,6 +43,10 @@ class Predictor(nn.Module, ABC):
     @abstractmethod
     def forward(self, labels: Tensor, state: Any) -> PredictorOutput:
         """Extend the hypotheses of `state` by labels (B, U) int64; a hypothesis starts with blank."""
+
+    def stepper(self) -> Step:
+        """The same for a search, which goes label by label, with the weights as they are now."""
+        return self
 
     @abstractmethod
     def initial_state(self, batch: int, device: torch.device | None = None) -> Any:

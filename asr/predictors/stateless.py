@@ -14,10 +14,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from asr.config import Config
 from asr.layers.dropout import Dropout
-from asr.predictors.base import Predictor, PredictorOutput
+from asr.predictors.base import Predictor, PredictorOutput, Step
+
+TABLE_ENTRIES = 1 << 18
+"""Numbers up to which a search that begins makes a table; 1 MB."""
 
 
 class StatelessPredictorConfig(Config):
@@ -72,6 +76,34 @@ class StatelessPredictor(Predictor):
         y = torch.bmm(weight, heard.reshape(groups, width * context, B)).view(dim, B).t()
         assert self.mix.bias is not None
         return (y + self.mix.bias)[:, None]
+
+    def stepper(self) -> Step:
+        """See Predictor.stepper: but in training, what a label adds in each place is looked up.
+
+        Making the table costs more than it saves where it is large.
+        """
+        table, bias = self.embedding.num_embeddings * self.context, self.mix.bias
+        assert bias is not None
+        if self.training or table * self.output_dim > TABLE_ENTRIES:
+            return self
+        added = self._added()
+        first = torch.arange(0, table, self.embedding.num_embeddings, device=added.device)
+
+        def step(labels: Tensor, state: StatelessState) -> PredictorOutput:
+            history = torch.cat([state.labels, labels], dim=1)
+            y = functional.embedding_bag(history + first, added, mode="sum").add_(bias).relu_()
+            return PredictorOutput(y[:, None], StatelessState(history[:, 1:]))
+
+        return step
+
+    def _added(self) -> Tensor:
+        """(context * V, dim): what every label in every place of the history adds to the convolution."""
+        V, dim, groups = self.embedding.num_embeddings, self.output_dim, self.mix.groups
+        width = dim // groups
+        weight = self.mix.weight.view(groups, width, width, self.context).permute(0, 2, 3, 1)
+        embedded = self.embedding.weight.view(V, groups, width).transpose(0, 1)
+        added = torch.bmm(embedded, weight.reshape(groups, width, self.context * width))
+        return added.view(groups, V, self.context, width).permute(2, 1, 0, 3).reshape(-1, dim)
 
     def initial_state(self, batch: int, device: torch.device | None = None) -> StatelessState:
         """No label has been emitted."""

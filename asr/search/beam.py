@@ -23,14 +23,15 @@ from torch import Tensor
 from asr import state as states
 from asr.errors import StreamingError
 from asr.lms.base import Scorer
-from asr.search.arena import HASH_BASE, NOTHING, Arena, Heard, Parents, Rows, Text, integers
+from asr.search.arena import NOTHING, Arena, Heard, Rows, Text, integers
 from asr.search.confidence import PLAIN, ConfidenceConfig
 from asr.search.frontier import Frontier, Partial
 from asr.search.fusion import Fusion, first_of, renewed, repeated
 from asr.search.history import Tails, capacity, pack, unpack, unpack_some
 from asr.search.hypothesis import Hypothesis, SearchOutput, Settled, Token, in_columns
-from asr.search.internal_lm import internal_log_probs, without_internal
+from asr.search.internal_lm import without_internal
 from asr.search.moves import Moves, MoveTable
+from asr.search.row_maker import RowMaker
 from asr.search.strategies import Limits, Steps, alignment_synchronous, time_synchronous
 from asr.transducer import Transducer
 
@@ -150,20 +151,10 @@ class BeamSearch:
 
         `scorer`: the scorers' state of every stream, (B, ...), where streams differ in it.
         """
-        model, width = self.model, self.beam
-        n = batch * width
-        blanks = torch.full((n, 1), model.blank, dtype=torch.int64, device=device)
-        y, predictor = model.predictor(blanks, model.predictor.initial_state(n, device))
+        width, n = self.beam, batch * self.beam
         scorer = self.scorer.initial_state(n, device) if scorer is None else repeated(scorer, width)
         zeros = torch.zeros(batch, width, dtype=torch.int64, device=device)
-        projected = model.joiner.predictor(y[:, 0])
-        rows = Rows(
-            predictor,
-            projected,
-            scorer,
-            self._next(scorer, projected),
-            zeros.flatten(),
-        )
+        rows = self._row_maker().begin(scorer, n, device)
         log_prob = torch.full((batch, width), NOTHING, dtype=torch.float64, device=device)
         log_prob[:, 0] = 0
         tails = pack([[[]] * width for _ in range(batch)], self._capacity, device)
@@ -177,7 +168,7 @@ class BeamSearch:
         if self.synchronous == "alignment" and bool((lengths > 0).logical_and(state.frame > 0).any()):
             raise StreamingError(WHOLE_ONLY)
         projected = self.model.joiner.encoder(encoded).flatten(0, 1)
-        arena = Arena(states.flatten(state.rows), self._say)
+        arena = Arena(states.flatten(state.rows), self._row_maker().extend)
         frontiers, ends = self._frontiers(state), lengths.tolist()
         strategy = alignment_synchronous if self.synchronous == "alignment" else time_synchronous
         walks = [
@@ -231,10 +222,10 @@ class BeamSearch:
         """One hypothesis per stream that has said `said`; what its last symbol still consumes stays."""
         scorer = renewed(self.scorer, first_of(state.rows.scorer))
         fresh = self.initial_state(len(state.frame), state.frame.device, scorer)
-        rows = states.flatten(fresh.rows)
+        rows, maker = states.flatten(fresh.rows), self._row_maker()
         for column in in_columns(said, state.frame.device):
             there, label = (x.repeat_interleave(self.beam) for x in column)
-            rows = states.where(there, self._say(rows, label), rows)
+            rows = states.where(there, maker.extend(rows, label), rows)
         best = state.beam.total.argmax(dim=1, keepdim=True)
         skip, held = (x.gather(1, best).expand_as(x).clone() for x in (state.beam.skip, state.beam.held))
         return replace(
@@ -321,22 +312,8 @@ class BeamSearch:
         packed = pack(tails, self._capacity, device)
         return BeamState(Beam(log_prob, fused, skip, held), rows, packed, frame)
 
-    def _next(self, scorer: Any, projected: Tensor) -> Tensor:
-        """(N, V) what the scorers add to each label; blank is none. projected: (N, J) of the predictor."""
-        scores = self.scorer.score(scorer).float().clone()
-        if self._internal_weight:
-            scores.add_(internal_log_probs(self.model, projected), alpha=self._internal_weight)
-        scores[:, self.model.blank] = NOTHING
-        return scores
-
-    def _say(self, rows: Rows | Parents, label: Tensor) -> Rows:
-        """The rows after a label (N,)."""
-        y, predictor = self.model.predictor(label[:, None], rows.predictor)
-        scorer = self.scorer.advance(rows.scorer, label)
-        projected = self.model.joiner.predictor(y[:, 0])
-        return Rows(
-            predictor, projected, scorer, self._next(scorer, projected), rows.hash * HASH_BASE + label
-        )
+    def _row_maker(self) -> RowMaker:
+        return RowMaker(self.model, self.scorer, self._internal_weight)
 
 
 def _merged(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:

@@ -56,13 +56,25 @@ class InternalLm:
 
     def _after(self, labels: Tensor, predictor: Any) -> InternalState:
         y, predictor = self.model.predictor(labels[:, None], predictor)
-        return InternalState(predictor, internal_log_probs(self.model, self.model.joiner.predictor(y[:, 0])))
+        projected = self.model.joiner.predictor(y[:, 0])
+        return InternalState(
+            predictor, internal_log_probs(self.model, projected_silence(self.model), projected)
+        )
 
 
-def internal_log_probs(model: Transducer, projected: Tensor) -> Tensor:
-    """(N, V) of the next label, 0 for blank; projected: (N, J) what the joiner makes of the predictor."""
-    nothing = projected.new_zeros(model.joiner.encoder.in_features)
-    logits = model.joiner.combine(model.joiner.encoder(nothing), projected).float()
+def projected_silence(model: Transducer) -> Tensor:
+    """(J,) what the joiner makes of nothing from the encoder."""
+    weight = model.joiner.encoder.weight
+    silence: Tensor = model.joiner.encoder(weight.new_zeros(weight.shape[1]))
+    return silence
+
+
+def internal_log_probs(model: Transducer, silence: Tensor, projected: Tensor) -> Tensor:
+    """(N, V) of the next label, 0 for blank.
+
+    silence: (J,) of `projected_silence`; projected: (N, J) what the joiner makes of the predictor.
+    """
+    logits = model.joiner.combine(silence, projected).float()
     log_probs = torch.zeros_like(logits[:, : model.vocab_size])
     log_probs[:, 1:] = logits[:, 1 : model.vocab_size].log_softmax(dim=-1)
     return log_probs

@@ -14,6 +14,7 @@ from asr.predictors import (
     TransformerPredictorConfig,
     build_predictor,
 )
+from asr.predictors.stateless import StatelessState
 from asr.transducer import Transducer, TransducerConfig
 
 ENCODER = LstmEncoderConfig(hidden=8, layers=1, dropout=0)
@@ -108,14 +109,31 @@ def test_predictor_step_by_step_equals_the_whole(config: object) -> None:
     predictor = build_predictor(config, 9, 0).eval()
     targets = torch.randint(1, 9, (3, 6))
     whole = predictor.whole(targets)
-    state, steps = predictor.initial_state(3), []
-    for labels in torch.cat([torch.zeros(3, 1, dtype=torch.int64), targets], 1).split(1, dim=1):
-        y, state = predictor(labels, state)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), whole)
+    for step in (predictor, predictor.stepper()):
+        state, steps = predictor.initial_state(3), []
+        for labels in torch.cat([torch.zeros(3, 1, dtype=torch.int64), targets], 1).split(1, dim=1):
+            y, state = step(labels, state)
+            steps.append(y)
+        torch.testing.assert_close(torch.cat(steps, 1), whole)
     changed = targets.clone()
     changed[:, 4] = changed[:, 4] % 8 + 1
     assert torch.equal(predictor.whole(changed)[:, :5], whole[:, :5])  # labels do not look ahead
+
+
+def test_a_stateless_predictor_is_a_table_for_a_search_that_begins() -> None:
+    predictor = build_predictor(StatelessPredictorConfig(dim=6, context=3), 9, 0).eval()
+    label, state = torch.tensor([[4], [0]]), StatelessState(torch.tensor([[2, 8], [0, 0]]))
+    before = predictor.stepper()
+    assert before is not predictor
+    with torch.no_grad():
+        predictor.embedding.weight += 1
+    after, (expected, history) = predictor.stepper()(label, state), predictor(label, state)
+    torch.testing.assert_close(after.y, expected)
+    assert torch.equal(after.state.labels, history.labels)
+    assert not torch.allclose(before(label, state).y, expected)  # of the weights that were
+    assert predictor.train().stepper() is predictor
+    large = build_predictor(StatelessPredictorConfig(dim=128, context=4), 520, 0).eval()
+    assert large.stepper() is large
 
 
 def test_the_history_of_a_transformer_predictor_is_bounded() -> None:
