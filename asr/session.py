@@ -14,6 +14,7 @@ its last word if that may go on; the next one begins with this word.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +32,7 @@ from asr.errors import ConfigError, StreamingError
 from asr.pipeline import Pipeline, StreamState
 from asr.search import Token
 from asr.search.beam import WHOLE_ONLY
-from asr.search.second_pass import Ranked
+from asr.search.second_pass import LONGEST_RESCORED_S, Ranked
 from asr.second_hearing import SecondHearing
 from asr.transcript import Transcript
 from asr.vad import VoiceActivity
@@ -90,7 +91,8 @@ class Session:
         """See `Recognizer.stream`."""
         encoder = pipeline.network.encoder
         encoder.require_streaming()
-        _check_whole(pipeline, endpoint)
+        if endpoint is not None and pipeline.second_pass is not None:
+            _check_utterances(pipeline, endpoint)
         if not pipeline.streaming:
             raise StreamingError(WHOLE_ONLY)
         self._pipeline, self._name, self._endpoint, self._voice = pipeline, name, endpoint, voice
@@ -134,7 +136,7 @@ class Session:
         """
         self._require_open()
         new = self._resampler.feed(as_float(samples, self._name))
-        if self._pipeline.second_pass is not None:
+        if self._pipeline.second_pass is not None and self._endpoint is None:
             fed_s = (self._heard + self._waiting_samples + len(new)) / self._pipeline.sample_rate
             self._pipeline.second_pass.check_length(fed_s, self._name)
         return self._advance(new, last=False)
@@ -237,9 +239,10 @@ class Session:
         border = (self._said_until() + (rest[0].frame if rest else frame)) // 2
         events = list[Event]()
         if self._tokens:
+            n_best: Sequence[Ranked] = ()
             if self._again is not None:
-                self._tokens, self._truncated, _ = self._again.end(border)
-            events.append(self._event("final", rule))
+                self._tokens, self._truncated, n_best = self._again.end(border)
+            events.append(self._event("final", rule, n_best))
         elif self._again is not None:
             self._again.forget(border)
         self._state = replace(
@@ -288,15 +291,25 @@ class Session:
         return Event(kind, make, self._utterance, rule, first_end_s, last_end_s, count, labels, again)
 
 
-def _check_whole(pipeline: Pipeline, endpoint: EndpointConfig | None) -> None:
-    """Raise ConfigError for a second pass over utterances of a stream.
+def _check_utterances(pipeline: Pipeline, endpoint: EndpointConfig) -> None:
+    """Raise ConfigError where the utterances of a stream cannot have a second pass.
 
-    What was heard before a border goes on behind it, and that is what the best hypothesis says.
+    The search that hears live cannot give it: what was heard before a border goes on behind it, and that is
+    what the best hypothesis says.
     """
-    if endpoint is not None and pipeline.second_pass is not None:
+    if pipeline.finals is None:
         raise ConfigError(
-            "search.rescore, search.mbr, search.nbest: expected a stream that is one utterance, found rules "
-            "that end utterances (silence, longest length, nothing); leave out the ones or the others"
+            "search.rescore, search.mbr, search.nbest: expected a stream that is one utterance, or final "
+            "results of a second hearing, found rules that end utterances (silence, longest length, nothing) "
+            "and none; leave out the ones or the others, or use search.finals=whole"
+        )
+    assert pipeline.second_pass is not None
+    longest_s = (endpoint.max_length_s or math.inf) + (endpoint.nothing_s or math.inf)
+    if pipeline.second_pass.rescores and longest_s > LONGEST_RESCORED_S:
+        found = "no end" if math.isinf(longest_s) else f"{longest_s:.0f} s"
+        raise ConfigError(
+            f"search.rescore: expected utterances of at most {LONGEST_RESCORED_S:.0f} s, by the rules of "
+            f"longest length and of nothing together, found {found}; set both, or leave search.rescore out"
         )
 
 

@@ -1,6 +1,6 @@
 """English on Whisper tiny.en's encoder, made to stream: the beginning of a transducer that writes letters.
 
-    python egs/english/whisper.py WHISPER MODEL
+    python egs/english/whisper.py WHISPER MODEL [--set KEY=VALUE ...]
     asr finetune MODEL --data DIR --exp DIR
 
 WHISPER is a directory with `model.safetensors` (Hugging Face's openai/whisper-tiny.en) or `model.bin` (the
@@ -10,17 +10,20 @@ and a CTC head that know nothing yet, and the settings of the training that foll
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from asr.config import save_config
+from asr.config import override, save_config
 from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConfig
 from asr.data.batches import BatchesConfig
 from asr.encoders import WhisperEncoder, WhisperEncoderConfig
 from asr.encoders.whisper_weights import WhisperSize, load_whisper, read_whisper, whisper_size
+from asr.errors import AsrError
 from asr.features.logmel import WHISPER_MEAN, WHISPER_STD, FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
@@ -81,10 +84,13 @@ def streaming(size: WhisperSize = TINY) -> Recipe:
     )
 
 
-def begin(whisper: Path, model: Path) -> None:
-    """Write a model directory whose encoder is that of `whisper`; raises ModelError if there is none."""
+def begin(whisper: Path, model: Path, settings: Sequence[str] = ()) -> None:
+    """Write a model directory whose encoder is that of `whisper`, by the recipe with some settings changed.
+
+    Raises ModelError if there is no Whisper, ConfigError for settings that do not suit it.
+    """
     weights = read_whisper(whisper)
-    recipe = streaming(whisper_size(weights))
+    recipe = override(streaming(whisper_size(weights)), settings)
     tokenizer = train_tokenizer(recipe.tokenizer, [LETTERS])
     config = ModelConfig(features=recipe.features, network=recipe.network, vocab_size=tokenizer.vocab_size)
     torch.manual_seed(recipe.training.seed)
@@ -100,9 +106,14 @@ def begin(whisper: Path, model: Path) -> None:
 def main(
     whisper: Annotated[Path, typer.Argument(help="Directory of Whisper's weights.")],
     model: Annotated[Path, typer.Argument(help="Model directory to write.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key=value.")] = None,
 ) -> None:
     """Write a model that begins with Whisper's encoder."""
-    begin(whisper, model)
+    try:
+        begin(whisper, model, set_ or [])
+    except AsrError as error:
+        print(f"whisper.py: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     print(f"{model}: Whisper's encoder; asr finetune {model} --data DIR --exp DIR trains the rest")
 
 

@@ -242,6 +242,29 @@ def test_its_n_best_is_what_is_told(make_model, speech_like) -> None:
     )
 
 
+def test_every_utterance_has_a_second_pass(make_model, speech_like, monkeypatch) -> None:
+    settings = [*WHOLE, "method=beam", "nbest=3", "rescore.ctc=0.5"]
+    recognizer = asr.load(make_model(kind="hybrid", encoder=ENCODER), settings=settings)
+    samples = np.concatenate([speech_like(2.5, seed=1), np.zeros(6000, np.float32), speech_like(2, seed=2)])
+    session = recognizer.stream(RATE, endpoint=SILENCE)
+    borders = Borders(session, monkeypatch)
+    finals = [event.transcript for event in fed(session, samples, [1234]) if event.kind == "final"]
+    assert borders.frames.pop() is None
+    edges = [0, *(round(frame * FRAME_S * RATE) for frame in borders.frames), len(samples)]
+    alone = [recognizer.transcribe(samples[start:stop], RATE) for start, stop in itertools.pairwise(edges)]
+    expected = {tuple(each.text for each in found.alternatives): found for found in alone}
+    assert len(finals) > 3
+    for final in finals:
+        found = expected[tuple(each.text for each in final.alternatives)]
+        assert len(found.alternatives) == 3
+        for one, other in zip(final.alternatives, found.alternatives, strict=True):
+            assert (one.score, one.ctc) == pytest.approx((other.score, other.ctc), rel=1e-4)
+    for rules, found in (({"nothing_s": None}, "no end"), ({"max_length_s": 58}, "63 s")):
+        with pytest.raises(ConfigError, match=f"expected utterances of at most 60 s.* found {found}"):
+            recognizer.stream(RATE, endpoint=EndpointConfig(**rules))
+    recognizer.stream(RATE, endpoint=EndpointConfig(max_length_s=55))
+
+
 def test_a_final_result_says_that_it_was_heard_again(recognizer: Recognizer, speech_like) -> None:
     samples = speech_like(2.0)
     chunks = [samples[i : i + 800] for i in range(0, len(samples), 800)]

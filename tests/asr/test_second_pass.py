@@ -154,7 +154,7 @@ def test_what_makes_no_sense_is_refused(make_model, monkeypatch) -> None:
         with pytest.raises(ConfigError, match="--search: "):
             asr.load(model, settings=["method=beam", *settings])
     recognizer = asr.load(model, settings=["method=beam", "rescore.transducer=1"])
-    with pytest.raises(ConfigError, match="expected a stream that is one utterance, found rules"):
+    with pytest.raises(ConfigError, match=r"expected a stream that is one utterance, or .* found rules"):
         recognizer.stream(endpoint=EndpointConfig())
     monkeypatch.setattr(second_pass, "LONGEST_RESCORED_S", 2.0)
     session = recognizer.stream()
