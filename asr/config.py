@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from asr.errors import ConfigError
 
@@ -67,41 +67,83 @@ def validate(values: dict[str, Any], kind: type[C], source: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error, source, kind.__name__) from error
+        raise _invalid(error, source, kind.__name__, values) from error
 
 
 def override(config: C, assignments: Sequence[str], option: str = "--set") -> C:
     """Apply dotted overrides such as `optimizer.lr=1e-3`; values are read as YAML scalars or lists.
 
-    Raises ConfigError, which names the command line's `option`.
+    A part of another `kind`, as in `network.encoder.kind=lstm`, begins with its defaults, and other settings
+    are those of that kind, wherever among the assignments they stand. Raises ConfigError, which names the
+    command line's `option`.
     """
+    settings = [_setting(assignment, option) for assignment in assignments]
+    for setting in sorted(settings, key=lambda each: len(each.parents)):
+        if setting.name == "kind" and setting.parents:
+            config = _of_kind(config, setting.parents, setting.value)
     values = config.model_dump(mode="json")
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"{option} {assignment}: expected key=value, for example optimizer.lr=1e-3")
-        *parents, last = key.strip().split(".")
-        node = values
-        for parent in parents:
-            child = node.get(parent) if isinstance(node, dict) else None
-            if isinstance(child, list):
-                whole = f"{key[: key.index(parent)]}{parent}=[...]"
-                raise ConfigError(
-                    f"{option} {assignment}: {parent!r} is a list, set all of it: {option} {whole}"
-                )
-            if not isinstance(child, dict):
-                raise ConfigError(
-                    f"{option} {assignment}: there is no section {parent!r} in this configuration"
-                )
-            node = child
-        try:
-            value = _scalar(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{option} {assignment}: cannot read the value: {_one_line(error)}") from error
-        if last == "kind" and node.get("kind", value) != value:
-            node.clear()  # another kind has other settings: begin with its defaults
-        node[last] = value
+    for setting in settings:
+        _apply(values, setting, option)
     return validate(values, type(config), source=option)
+
+
+class _Setting(NamedTuple):
+    text: str
+    """As it was given."""
+    parents: list[str]
+    name: str
+    value: Any
+
+
+def _setting(assignment: str, option: str) -> _Setting:
+    key, separator, text = assignment.partition("=")
+    if not separator:
+        raise ConfigError(f"{option} {assignment}: expected key=value, for example optimizer.lr=1e-3")
+    *parents, name = key.strip().split(".")
+    try:
+        return _Setting(assignment, parents, name, _scalar(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} {assignment}: cannot read the value: {_one_line(error)}") from error
+
+
+def _of_kind(config: C, path: Sequence[str], kind: object) -> C:
+    """`config` with defaults in the part at `path`, if there are parts of several kinds and it is of another.
+
+    A `kind` that is a setting among others has one class for all its values, and nothing changes.
+    """
+    first, *rest = path
+    part = getattr(config, first, None)
+    if not isinstance(part, Config):
+        return config
+    if rest:
+        return config.model_copy(update={first: _of_kind(part, rest, kind)})
+    if getattr(part, "kind", kind) != kind:
+        field = type(config).model_fields[first]
+        annotation: Any = Annotated[field.annotation, field]
+        try:
+            fresh = TypeAdapter[Any](annotation).validate_python({"kind": kind})
+        except ValidationError:
+            return config  # what is wrong with it is said when all is validated
+        if type(fresh) is not type(part):
+            return config.model_copy(update={first: fresh})
+    return config
+
+
+def _apply(values: dict[str, Any], setting: _Setting, option: str) -> None:
+    node, key = values, ".".join((*setting.parents, setting.name))
+    for parent in setting.parents:
+        child = node.get(parent)
+        if isinstance(child, list):
+            whole = f"{key[: key.index(parent)]}{parent}=[...]"
+            raise ConfigError(
+                f"{option} {setting.text}: {parent!r} is a list, set all of it: {option} {whole}"
+            )
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"{option} {setting.text}: there is no section {parent!r} in this configuration"
+            )
+        node = child
+    node[setting.name] = setting.value
 
 
 def load_recipe(reference: str, kind: type[C]) -> C:
@@ -186,16 +228,31 @@ def _guarded(call: Callable[[], object], reference: str) -> object:
         raise ConfigError(f"{reference}: {type(error).__name__}: {_one_line(error)}") from error
 
 
-def _invalid(error: ValidationError, source: str, name: str) -> ConfigError:
+def _invalid(error: ValidationError, source: str, name: str, values: object = None) -> ConfigError:
     """The first of pydantic's complaints in one line."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or name
+    where = list(_keys(first["loc"], values))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown setting; remove it or check its spelling"
     found = "" if first["type"] in {"missing", "value_error"} else f", found {first['input']!r}"
-    return ConfigError(f"{source}: {where}: {message}{_one_line(found)}{more}")
+    if first["type"] == "union_tag_invalid":
+        where.append("kind")
+        message, found = f"expected {first['ctx']['expected_tags']}", f", found {first['ctx']['tag']!r}"
+    return ConfigError(f"{source}: {'.'.join(where) or name}: {message}{_one_line(found)}{more}")
+
+
+def _keys(location: Sequence[int | str], values: object) -> Iterator[str]:
+    """The keys of a setting; among several kinds pydantic names the kind, too, which no user writes."""
+    for part in location:
+        if isinstance(values, dict) and part not in values and part == values.get("kind"):
+            continue
+        yield str(part)
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+            values = values[part]
 
 
 def _scalar(text: str) -> Any:

@@ -12,7 +12,7 @@ declare -A settings=(
   [base]="" [twice]="training.epochs=2" [synthetic]="batches.mixing.weights=[65,35]" [views]="network.loss.ctc.consistency=0.2"
   [no-specaugment]="specaugment.probability=0" [no-speed]="augment.speed.factors=[1.0] augment.speed.spread=0"
   [room]="augment.noise.probability=0.5 augment.reverb.probability=0.3 augment.equalizer.probability=0.3"
-  [pruned]="" [without-ctc]="network.loss.ctc.weight=1e-9" [curriculum]="batches.curriculum_epochs=1"
+  [pruned]="network.loss.transducer.kind=pruned" [without-ctc]="network.loss.ctc.weight=1e-9" [curriculum]="batches.curriculum_epochs=1"
 )
 for name in "${names[@]}"; do
   corpora=(--data "$exp/data")

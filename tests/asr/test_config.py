@@ -148,6 +148,33 @@ def test_another_kind_begins_with_its_defaults() -> None:
     assert config.predictor == LstmPredictorConfig(layers=2)
     same = override(TransducerConfig(), ["predictor.dim=9", "predictor.kind=stateless"])
     assert same.predictor.dim == 9
+    assert override(TransducerConfig(), ["predictor.layers=2", "predictor.kind=lstm"]) == config
+    with pytest.raises(ConfigError, match=r"--set: predictor\.kind: expected .*'lstm'.*, found 'gru'$"):
+        override(TransducerConfig(), ["predictor.kind=gru"])
+
+
+def test_the_parts_of_another_kind_can_be_set() -> None:
+    """Its parts are there, and have kinds of their own."""
+    from asr.encoders import ConformerEncoderConfig, LstmEncoderConfig
+    from asr.transducer import TransducerConfig
+
+    start = TransducerConfig(encoder=LstmEncoderConfig())
+    settings = ["encoder.subsampling.kind=stack", "encoder.subsampling.factor=8", "encoder.kind=conformer"]
+    found = override(start, settings).encoder
+    assert isinstance(found, ConformerEncoderConfig)
+    assert (found.subsampling.kind, found.subsampling.factor) == ("stack", 8)
+    assert found.dim == ConformerEncoderConfig().dim
+    with pytest.raises(ConfigError, match=r"^--set: encoder\.subsampling\.factor: .*, found 3$"):
+        override(start, [*settings, "encoder.subsampling.factor=3"])
+
+
+def test_a_kind_among_other_settings_leaves_them_alone() -> None:
+    from asr.transducer import TransducerConfig
+
+    start = override(TransducerConfig(), ["loss.transducer.weight=0.5", "loss.transducer.pruned.range=3"])
+    found = override(start, ["loss.transducer.kind=pruned", "loss.transducer.pruned.warmup_steps=30"])
+    loss = found.loss.transducer
+    assert (loss.kind, loss.weight, loss.pruned.range, loss.pruned.warmup_steps) == ("pruned", 0.5, 3, 30)
 
 
 def test_recipes_may_import_the_files_beside_them(tmp_path: Path) -> None:
