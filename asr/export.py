@@ -61,6 +61,13 @@ def _export_recogniser(
     model: Path, out: Path, storage: Storage, unfinished: bool, settings: Sequence[str]
 ) -> None:
     loaded, card = _unfinished(model) if unfinished else (load_model(model), read_card(model))
+    write_recogniser(loaded, card, model, out, storage, settings)
+
+
+def write_recogniser(
+    loaded: LoadedModel, card: str, model: Path, out: Path, storage: Storage, settings: Sequence[str] = ()
+) -> None:
+    """Write `loaded` to `out`, with what lies beside it in the directory `model`; see `export_model`."""
     own, search = loaded.config.search.fusion, override(loaded.config.search, settings, "--search")
     added = _added(own, search.fusion, loaded.tokenizer)
     fusion = search.fusion.renamed(lambda lm: added[lm].name if lm in added else lm)

@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 from asr import __version__
-from asr.cli import align, data, decode, export, finetune, info, lm, parity, score, stream, train, transcribe
+from asr.cli import (
+    align,
+    average,
+    data,
+    decode,
+    export,
+    finetune,
+    info,
+    lm,
+    parity,
+    score,
+    stream,
+    train,
+    transcribe,
+)
 from asr.errors import AsrError
 
 app = typer.Typer(
@@ -32,6 +46,7 @@ app.command("decode")(decode.decode)
 app.command("stream")(stream.stream)
 app.command("transcribe")(transcribe.transcribe)
 app.command("parity")(parity.parity)
+app.command("average")(average.average)
 app.command("export")(export.export)
 app.command("score")(score.score)
 app.command("info")(info.info)

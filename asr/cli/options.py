@@ -122,19 +122,19 @@ def _lm_settings(chosen: Sequence[str]) -> list[str]:
     """The first is the model's own language model, or stands in its place; the others are added."""
     if not chosen:
         return []
-    (first, weight), *others = map(_weighted, chosen)
+    (first, weight), *others = map(weighted, chosen)
     settings = [f"fusion.lm={first}"] + ([] if weight is None else [f"fusion.lm_weight={weight}"])
     more = [{"lm": lm} | ({} if weight is None else {"weight": weight}) for lm, weight in others]
     return [*settings, f"fusion.more_lms={json.dumps(more)}"] if more else settings
 
 
-def _weighted(text: str) -> tuple[str, float | None]:
-    """`LM:WEIGHT` in two; what is there under the whole name has none."""
-    lm, colon, weight = text.rpartition(":")
+def weighted(text: str) -> tuple[str, float | None]:
+    """`PATH:WEIGHT` in two; what is there under the whole name has none."""
+    path, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, None
     try:
-        return lm, float(weight)
+        return path, float(weight)
     except ValueError:
         return text, None
 
