@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from asr.encoders.whisper_weights import read_whisper
@@ -96,3 +97,27 @@ def test_a_beginning_with_whisper(corpora: Path, tmp_path: Path, load_script) ->
     assert torch.allclose(
         shipped.network.state_dict()[name], views[name], atol=float(views[name].abs().max()) / 200
     )
+
+
+def test_settings_of_that_beginning(tmp_path: Path, load_script, monkeypatch, capsys) -> None:
+    """Another loss has weights of its own; what is no Whisper is said in a line."""
+    checks = load_script(Path(__file__).parents[1] / "asr" / "test_whisper.py")
+    script, weights, model = (
+        load_script(EGS / "english" / "whisper.py"),
+        tmp_path / "whisper",
+        tmp_path / "model",
+    )
+    weights.mkdir()
+    monkeypatch.setattr(sys, "argv", ["whisper.py", str(weights), str(model)])
+    with pytest.raises(SystemExit):
+        typer.run(script.main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"whisper.py: {weights}: expected model.safetensors or model.bin")
+    assert not model.exists()
+    save_file(checks.hugging_face(80, 16, 1), weights / "model.safetensors")
+    kind = "network.loss.transducer.kind=pruned"
+    monkeypatch.setattr(sys, "argv", ["whisper.py", str(weights), str(model), "--set", kind])
+    with pytest.raises(SystemExit) as caught:
+        typer.run(script.main)
+    assert not caught.value.code
+    assert "simple_encoder.weight" in load_file(model / "model.safetensors")
