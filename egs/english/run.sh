@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# English: prepare, read sentences synthetically, train on both, go on with people alone, add a language model, decode.
+# English: prepare, read sentences synthetically, train on both, go part of the way back to Whisper and on again, or on
+# with people alone, add a language model, decode.
 # egs/english/run.sh [--data-dir DIR] [--exp DIR] [--data DIR] [--whisper DIR] [--hours H] [--epochs N]
-#                    [--views-epochs N] [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."]
+#                    [--views-epochs N] [--rounds N] [--people-epochs N] [--processes N] [--set "KEY=VALUE ..."]
 #                    [--stage N] [--stop-stage N]
 # --whisper: weights of Whisper tiny.en to begin with (whisper.py); without, a Conformer from nothing (conformer.py)
-# --views-epochs: in two views (--whisper), --people-epochs: with people alone at the end; 0 for none
+# --views-epochs: in two views (--whisper); --rounds: part of the way back, then an epoch (--whisper);
+# --people-epochs: with people alone at the end, by default 10 without --whisper; 0 for none
 # --hours of synthetic speech, 0 for none (flite, piper-tts, WordNet's files: see synthesise.py and --wordnet DIR)
 # --chitchat FILE: more text for the language model (lm.py)
 set -euo pipefail
-stage=1 stop_stage=7 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 views_epochs=5 people_epochs=10 processes=2 set=""
+stage=1 stop_stage=7 data_dir="" exp=exp/english data="" hours=4.4 epochs=12 views_epochs=5 rounds=1 people_epochs="" processes=2 set=""
 wordnet=/usr/share/wordnet chitchat="" whisper=""
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/../options.sh"
 data=${data:-$exp/data}
+people_epochs=${people_epochs:-$([[ -n $whisper ]] && echo 0 || echo 10)}
 synthetic=$exp/synthetic
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 # One thread for each process: two processes are faster than one with two threads.
@@ -31,6 +34,15 @@ if [[ $hours != 0 ]]; then
   corpora+=(--data "$synthetic" --set "batches.mixing.weights=[65,35]")
 fi
 own=(${set:+$(printf -- '--set %s ' $set)})
+# Every utterance twice, each time in a context of its own (CR-CTC): what hears less learns from what hears more.
+views=(--set augment.equalizer.probability=0.3 --set augment.reverb.probability=0.1 --set network.loss.ctc.consistency=0.2
+  --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]")
+# newest NAME...: the first of these models that is there.
+newest() { for name; do [[ ! -f $exp/$name/model.safetensors ]] || { echo "$exp/$name"; return; }; done; }
+# back MODEL SHARE NAME: the model, its encoder SHARE % of the way back to Whisper's.
+back() {
+  [[ -f $exp/$3/model.safetensors ]] || asr average "$1:$((100 - $2))" "$exp/begin:$2" --part encoder --out "$exp/$3"
+}
 if run 3 && [[ -n $whisper ]]; then
   [[ -d $exp/begin ]] || python "$here/whisper.py" "$whisper" "$exp/begin"
   # First the new parts, almost alone: what they ask for before they know anything is of no use to the encoder.
@@ -38,18 +50,22 @@ if run 3 && [[ -n $whisper ]]; then
     --set optimizer.lr=2e-3 --set "optimizer.rates={encoder: 0.02}" "${own[@]}"
   step "$exp/mixed" finetune "$exp/head" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" \
     --set optimizer.lr=1e-3 --set "optimizer.rates={encoder: 0.15}" --set optimizer.warmup_steps=200 "${own[@]}"
-  # Then every utterance twice, each time in a context of its own (CR-CTC): what hears less learns from what hears more.
   ((views_epochs == 0)) || step "$exp/views" finetune "$exp/mixed" "${corpora[@]}" "${noise[@]}" --set training.epochs="$views_epochs" \
-    --set optimizer.lr=8e-4 --set "optimizer.rates={encoder: 0.2}" --set optimizer.warmup_steps=200 \
-    --set augment.equalizer.probability=0.3 --set augment.reverb.probability=0.1 --set network.loss.ctc.consistency=0.2 \
-    --set "network.encoder.contexts=[{chunk: 16, left_chunks: 16}, {chunk: 16, left_chunks: 16}, {chunk: 24, left_chunks: 11}, {chunk: null, left_chunks: null}]" "${own[@]}"
+    --set optimizer.lr=8e-4 --set "optimizer.rates={encoder: 0.2}" --set optimizer.warmup_steps=200 "${views[@]}" "${own[@]}"
+  # What Whisper's encoder knew of other voices is forgotten on the way, and most of it comes back part of the way back.
+  last=$(newest views mixed) share=40
+  for ((round = 1; round <= rounds; round++)); do
+    back "$last" "$share" "back-$round"
+    step "$exp/round-$round" finetune "$exp/back-$round" "${corpora[@]}" "${noise[@]}" --set training.epochs=1 \
+      --set optimizer.lr=5e-4 --set "optimizer.rates={encoder: 0.1}" --set optimizer.warmup_steps=50 "${views[@]}" "${own[@]}"
+    last=$exp/round-$round share=20
+  done
+  ((rounds == 0)) || back "$last" "$share" back
 elif run 3; then
   step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
-# newest NAME...: the first of these trainings that has ended.
-newest() { for name; do [[ ! -f $exp/$name/model.safetensors ]] || { echo "$exp/$name"; return; }; done; }
 if run 4 && ((people_epochs)); then
-  step "$exp/people" finetune "$(newest views mixed)" --data "$data" --set training.epochs="$people_epochs"
+  step "$exp/people" finetune "$(newest back views mixed)" --data "$data" --set training.epochs="$people_epochs"
 fi
 if run 5; then
   python "$here/lm.py" "$data" "$exp/lm" $([[ -d $wordnet ]] && echo --wordnet "$wordnet") ${chitchat:+--chitchat "$chitchat"}
@@ -57,7 +73,7 @@ if run 5; then
 fi
 if run 6; then
   # Both networks were trained to hear whole utterances as well: their final results are those.
-  trained=$(newest $( ((people_epochs == 0)) || echo people ) views mixed)
+  trained=$(newest $( ((people_epochs == 0)) || echo people ) back views mixed)
   asr export "$trained" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
     --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.7 \
     --search fusion.words.unknown=-12 --search fusion.words.penalty=-2

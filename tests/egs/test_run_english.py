@@ -82,20 +82,24 @@ def test_a_beginning_with_whisper(corpora: Path, tmp_path: Path, load_script) ->
     checks = load_script(Path(__file__).parents[1] / "asr" / "test_whisper.py")
     save_file(checks.hugging_face(80, 16, 1), whisper / "model.safetensors")
     common = ("--exp", exp, "--hours", 0, "--processes", 1, "--whisper", whisper)
-    epochs = ("--epochs", 1, "--views-epochs", 1, "--people-epochs", 0)
+    epochs = ("--epochs", 1, "--views-epochs", 1, "--rounds", 1)
     run("--data-dir", corpora, *common, *epochs)
     name = "encoder.layers.0.feed_forward.up.weight"
-    steps = ("begin", "head", "mixed", "views")
-    began, head, mixed, views = (load_file(exp / step / "model.safetensors") for step in steps)
+    steps = ("begin", "head", "mixed", "views", "back-1", "round-1", "back")
+    began, head, mixed, views, *rounds, back = (load_file(exp / step / "model.safetensors") for step in steps)
     assert torch.equal(began[name], read_whisper(whisper)[name.removeprefix("encoder.")])
     moved = {part: float((head[part] - began[part]).abs().max()) for part in head}
     assert 0 < moved[name] < max(most for part, most in moved.items() if not part.startswith("encoder.")) / 5
     assert not torch.equal(mixed[name], head[name])
     assert not torch.equal(views[name], mixed[name])
+    for found, model, share in ((rounds[0], views, 0.4), (back, rounds[1], 0.2)):
+        torch.testing.assert_close(found[name], (1 - share) * model[name] + share * began[name])
+        assert torch.equal(found["joiner.output.weight"], model["joiner.output.weight"])
+    assert not torch.equal(rounds[1][name], rounds[0][name])
     shipped = load(exp / "small")
     assert shipped.finals is not None
     assert torch.allclose(
-        shipped.network.state_dict()[name], views[name], atol=float(views[name].abs().max()) / 200
+        shipped.network.state_dict()[name], back[name], atol=float(back[name].abs().max()) / 200
     )
 
 
