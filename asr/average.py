@@ -22,6 +22,7 @@ from asr.directory import read_card
 from asr.errors import ConfigError
 from asr.export import write_recogniser
 from asr.model_directory import LoadedModel, load_model
+from asr.train.finetune import FREE, differences
 
 WITHOUT_LABELS = ("encoder", "norm")
 """Parts of the network to which the labels do not matter."""
@@ -60,22 +61,33 @@ def average_models(members: Sequence[Member], out: Path, parts: Sequence[str] = 
             raise ConfigError(f"{part}: expected a part of the network ({own}, or a part of these)")
     for member, other in zip(members[1:], others, strict=True):
         _check(members[0].model, first, member.model, other, names)
-    total = sum(member.weight for member in members)
+    shares = _shares([member.weight for member in members])
     states = [weights, *(other.network.state_dict() for other in others)]
-    averaged = {name: _mean([state[name] for state in states], members, total) for name in names}
+    averaged = {name: _mean([state[name] for state in states], shares) for name in names}
     first.network.load_state_dict({**weights, **averaged})
-    shares = ", ".join(f"{100 * member.weight / total:.3g} % of {member.model}" for member in members)
+    said = ", ".join(
+        f"{100 * share:.3g} % of {member.model}" for share, member in zip(shares, members, strict=True)
+    )
     of = f" of {', '.join(parts)}" if parts else ""
-    card = f"{read_card(members[0].model).rstrip()}\n\n- average{of}: {shares}\n"
-    write_recogniser(first, card, members[0].model, out, "float32")
+    card = f"{read_card(members[0].model).rstrip()}\n\n- average{of}: {said}\n"
+    synthetic = any(each.config.synthetic for each in (first, *others))
+    config = first.config.model_copy(update={"synthetic": synthetic})
+    write_recogniser(first._replace(config=config), card, members[0].model, out, "float32")
 
 
-def _mean(tensors: Sequence[Tensor], members: Sequence[Member], total: float) -> Tensor:
+def _shares(weights: Sequence[float]) -> list[float]:
+    """Of weights above 0; their sum is 1."""
+    most = max(weights)
+    total = sum(weight / most for weight in weights)
+    return [weight / most / total for weight in weights]
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Of corresponding tensors; whole numbers are the first one's."""
     if not tensors[0].is_floating_point():
         return tensors[0]
-    parts = zip(tensors, members, strict=True)
-    return torch.stack([x.double() * (member.weight / total) for x, member in parts]).sum(0).to(tensors[0])
+    parts = zip(tensors, shares, strict=True)
+    return torch.stack([x.double() * share for x, share in parts]).sum(0).to(tensors[0])
 
 
 def _check(
@@ -90,11 +102,19 @@ def _check(
             f"{other_path}: expected the labels of {path}, found others; average the encoder alone "
             "(--part encoder)"
         )
+    averaged = {name.split(".")[0] for name in names}
+    settings = [each.config.network.model_dump(mode="json") for each in (first, other)]
+    for found in differences(settings[0], settings[1]):
+        if found.key.split(".")[0] in averaged and found.key.split(".")[-1] not in FREE:
+            raise ConfigError(
+                f"{other_path}: {found.key}: expected {found.old} as in {path}, found {found.new}; "
+                "average models of one network, or parts that they share (--part)"
+            )
     mine, theirs = first.network.state_dict(), other.network.state_dict()
     for name in names:
-        found = tuple(theirs[name].shape) if name in theirs else "nothing"
-        if found != tuple(mine[name].shape):
+        shape = tuple(theirs[name].shape) if name in theirs else "nothing"
+        if shape != tuple(mine[name].shape):
             raise ConfigError(
-                f"{other_path}: {name}: expected {tuple(mine[name].shape)} as in {path}, found {found}; "
+                f"{other_path}: {name}: expected {tuple(mine[name].shape)} as in {path}, found {shape}; "
                 "average models of one network, or parts that they share (--part)"
             )

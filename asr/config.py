@@ -112,7 +112,7 @@ def _of_kind(config: C, path: Sequence[str], kind: object) -> C:
     A `kind` that is a setting among others has one class for all its values, and nothing changes.
     """
     first, *rest = path
-    part = getattr(config, first, None)
+    part = getattr(config, first, None) if first in type(config).model_fields else None
     if not isinstance(part, Config):
         return config
     if rest:

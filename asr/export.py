@@ -76,9 +76,11 @@ def write_recogniser(
     # What the model cannot do must not be found out by whoever gets it.
     found = search.model_copy(update={"fusion": search.fusion.beside(model)})
     Pipeline(LoadedModel(config, network, loaded.tokenizer), found)
+    recipe = load_config(model / RECIPE, Recipe) if (model / RECIPE).is_file() else None
+    if recipe is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(_for_elsewhere(recipe, config.search), out / RECIPE)
     save_model(out, config, network, loaded.tokenizer, card, storage)
-    if (model / RECIPE).is_file():
-        save_config(_for_elsewhere(load_config(model / RECIPE, Recipe), config.search), out / RECIPE)
     for licence in sorted(model.glob("LICEN*")):
         _copy(model, out, licence.name)
     for name in {lm.lm for lm in search.fusion.lms} - set(added):

@@ -33,7 +33,7 @@ from asr.pipeline import Pipeline, StreamState
 from asr.search import Token
 from asr.search.beam import WHOLE_ONLY
 from asr.search.second_pass import LONGEST_RESCORED_S, Ranked
-from asr.second_hearing import SecondHearing
+from asr.second_hearing import BLOCK_S, KEPT_S, SecondHearing
 from asr.transcript import Transcript
 from asr.vad import VoiceActivity
 
@@ -304,12 +304,14 @@ def _check_utterances(pipeline: Pipeline, endpoint: EndpointConfig) -> None:
             "and none; leave out the ones or the others, or use search.finals=whole"
         )
     assert pipeline.second_pass is not None
-    longest_s = (endpoint.max_length_s or math.inf) + (endpoint.nothing_s or math.inf)
+    # An utterance begins in the silence before it, of which the second hearing may have heard a block.
+    longest_s = (endpoint.max_length_s or math.inf) + (endpoint.nothing_s or math.inf) + KEPT_S + BLOCK_S
     if pipeline.second_pass.rescores and longest_s > LONGEST_RESCORED_S:
         found = "no end" if math.isinf(longest_s) else f"{longest_s:.0f} s"
         raise ConfigError(
             f"search.rescore: expected utterances of at most {LONGEST_RESCORED_S:.0f} s, by the rules of "
-            f"longest length and of nothing together, found {found}; set both, or leave search.rescore out"
+            f"longest length and of nothing, and {KEPT_S + BLOCK_S:.0f} s, found {found}; set both, or leave "
+            "search.rescore out"
         )
 
 

@@ -20,8 +20,8 @@ from asr.config import Config
 from asr.layers.dropout import Dropout
 from asr.predictors.base import Predictor, PredictorOutput, Step
 
-TABLE_ENTRIES = 1 << 18
-"""Numbers up to which a search that begins makes a table; 1 MB."""
+TABLE_ENTRIES = 1 << 15
+"""Numbers up to which a table, which is made in every call of a search, takes less than it saves."""
 
 
 class StatelessPredictorConfig(Config):

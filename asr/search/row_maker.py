@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from asr.lms.base import Scorer
+from asr.predictors.base import Step
 from asr.search.arena import HASH_BASE, NOTHING, Parents, Rows
 from asr.search.internal_lm import internal_log_probs, projected_silence
 from asr.transducer import Transducer
@@ -19,8 +21,11 @@ class RowMaker:
     def __init__(self, model: Transducer, scorer: Scorer, internal_weight: float = 0.0) -> None:
         """`internal_weight` of the model's own language model (asr.search.internal_lm), beside `scorer`."""
         self._model, self._scorer, self._internal_weight = model, scorer, internal_weight
-        self._step = model.predictor.stepper()
         self._silence = projected_silence(model) if internal_weight else None
+
+    @cached_property
+    def _step(self) -> Step:
+        return self._model.predictor.stepper()
 
     def begin(self, scorer: Any, n: int, device: torch.device | None) -> Rows:
         """Rows of N texts without labels, with the scorers' state."""

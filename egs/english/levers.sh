@@ -15,6 +15,7 @@ declare -A settings=(
   [pruned]="network.loss.transducer.kind=pruned" [without-ctc]="network.loss.ctc.weight=1e-9" [curriculum]="batches.curriculum_epochs=1"
 )
 for name in "${names[@]}"; do
+  if [[ ! -v settings[$name] ]]; then echo "levers.sh: unknown name $name, expected ${!settings[*]}" >&2; exit 2; fi
   corpora=(--data "$exp/data")
   if [[ $name == synthetic ]]; then corpora+=(--data "$exp/synthetic"); fi
   head=$exp/head

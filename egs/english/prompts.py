@@ -87,8 +87,12 @@ def prepare(out_dir: Path, data_dir: Path | None = None) -> dict[str, list[MonoC
             raise DataError(f"{error}; pass --data-dir with the folder that holds {TEXT}") from error
         data_dir = unpack(archive, out_dir / "download" / "asterisk", "*", strip=0)
     parts: dict[str, list[MonoCut]] = {part: [] for part in PARTS}
+    names = set[str]()
     for prompt in prompts(data_dir):
         part = PARTS[zlib.crc32(prompt.name.encode()) % 2]
+        if prompt.name in names:
+            raise DataError(f"{data_dir / TEXT}: expected each prompt once, found {prompt.name} again")
+        names.add(prompt.name)
         parts[part].append(prompt_cut(prompt, out_dir / "recordings"))
     if not all(parts.values()):
         raise DataError(f"{data_dir}: expected recorded prompts, found {sum(map(len, parts.values()))}")

@@ -15,7 +15,8 @@ wordnet=/usr/share/wordnet chitchat="" whisper=""
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/../options.sh"
 data=${data:-$exp/data}
-people_epochs=${people_epochs:-$([[ -n $whisper ]] && echo 0 || echo 10)}
+people_epochs=${people_epochs:-$([[ -n $whisper || -d $exp/begin ]] && echo 0 || echo 10)}
+returned=$( ((rounds == 0)) || echo "back-$((rounds + 1))" )
 synthetic=$exp/synthetic
 run() { ((stage <= $1 && $1 <= stop_stage)); }
 # One thread for each process: two processes are faster than one with two threads.
@@ -60,12 +61,12 @@ if run 3 && [[ -n $whisper ]]; then
       --set optimizer.lr=5e-4 --set "optimizer.rates={encoder: 0.1}" --set optimizer.warmup_steps=50 "${views[@]}" "${own[@]}"
     last=$exp/round-$round share=20
   done
-  ((rounds == 0)) || back "$last" "$share" back
+  ((rounds == 0)) || back "$last" "$share" "$returned"
 elif run 3; then
   step "$exp/mixed" train "$here/conformer.py:streaming" "${corpora[@]}" "${noise[@]}" --set training.epochs="$epochs" "${own[@]}"
 fi
 if run 4 && ((people_epochs)); then
-  step "$exp/people" finetune "$(newest back views mixed)" --data "$data" --set training.epochs="$people_epochs"
+  step "$exp/people" finetune "$(newest $returned views mixed)" --data "$data" "${noise[@]}" --set training.epochs="$people_epochs"
 fi
 if run 5; then
   python "$here/lm.py" "$data" "$exp/lm" $([[ -d $wordnet ]] && echo --wordnet "$wordnet") ${chitchat:+--chitchat "$chitchat"}
@@ -73,7 +74,7 @@ if run 5; then
 fi
 if run 6; then
   # Both networks were trained to hear whole utterances as well: their final results are those.
-  trained=$(newest $( ((people_epochs == 0)) || echo people ) back views mixed)
+  trained=$(newest $( ((people_epochs == 0)) || echo people ) $returned views mixed)
   asr export "$trained" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
     --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.7 \
     --search fusion.words.unknown=-12 --search fusion.words.penalty=-2

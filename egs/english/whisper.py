@@ -23,7 +23,7 @@ from asr.data.augment import AugmentConfig, NoiseConfig, SpeedConfig, VolumeConf
 from asr.data.batches import BatchesConfig
 from asr.encoders import WhisperEncoder, WhisperEncoderConfig
 from asr.encoders.whisper_weights import WhisperSize, load_whisper, read_whisper, whisper_size
-from asr.errors import AsrError
+from asr.errors import AsrError, ConfigError
 from asr.features.logmel import WHISPER_MEAN, WHISPER_STD, FbankConfig
 from asr.features.specaugment import SpecAugmentConfig
 from asr.joiner import JoinerConfig
@@ -95,7 +95,8 @@ def begin(whisper: Path, model: Path, settings: Sequence[str] = ()) -> None:
     config = ModelConfig(features=recipe.features, network=recipe.network, vocab_size=tokenizer.vocab_size)
     torch.manual_seed(recipe.training.seed)
     network = build_network(config)
-    assert isinstance(network.encoder, WhisperEncoder)
+    if not isinstance(network.encoder, WhisperEncoder):
+        raise ConfigError("--set network.encoder.kind: expected whisper, found another; leave it out")
     load_whisper(network.encoder, weights)
     network.norm.mean.fill_(WHISPER_MEAN)
     network.norm.scale.fill_(1 / WHISPER_STD)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import asr
 from asr.average import Member, average_models
 from asr.config import load_config, save_config
-from asr.encoders import LstmEncoderConfig
+from asr.encoders import ConformerEncoderConfig, LstmEncoderConfig
 from asr.errors import ConfigError, ModelError
 from asr.model_directory import ModelConfig, load_model, save_model
 from asr.search import SearchConfig
@@ -41,11 +41,38 @@ def test_weights_are_averaged_and_all_else_is_the_first_one_s(make_model, call, 
     assert f"average: 66.7 % of {one}, 22.2 % of {two}, 11.1 % of {three}" in card
 
 
-def test_the_average_of_a_model_is_the_model(make_model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares", [(0.3, 0.4), (1e308, 1e308), (1e-320, 1e-320)])
+def test_the_average_of_a_model_is_the_model(make_model, tmp_path: Path, shares) -> None:
     model = make_model()
-    average_models([Member(model, 0.3), Member(model, 0.4)], tmp_path / "out")
+    average_models([Member(model, share) for share in shares], tmp_path / "out")
     for name, expected in weights(model).items():
         torch.testing.assert_close(weights(tmp_path / "out")[name], expected, rtol=1e-6, atol=0)
+
+
+def test_what_heard_synthetic_speech_says_so(make_model, tmp_path: Path) -> None:
+    one, two = make_model(), make_model(seed=1)
+    config = load_config(two / "config.yaml", ModelConfig)
+    save_config(config.model_copy(update={"synthetic": True}), two / "config.yaml")
+    average_models([Member(one), Member(two)], tmp_path / "out")
+    assert load_model(tmp_path / "out").config.synthetic
+
+
+def test_a_recipe_that_cannot_be_read_leaves_nothing_behind(make_model, tmp_path: Path) -> None:
+    model = make_model()
+    (model / "recipe.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML"):
+        average_models([Member(model), Member(model)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_one_shape_may_mean_different_things(make_model, tmp_path: Path) -> None:
+    one, two = (
+        make_model(encoder=ConformerEncoderConfig(dim=32, heads=heads, layers=1), seed=heads)
+        for heads in (2, 4)
+    )
+    with pytest.raises(ConfigError, match=r"encoder\.heads: expected 2 as in .*, found 4; average models"):
+        average_models([Member(one), Member(two)], tmp_path / "out")
+    average_models([Member(one), Member(two)], tmp_path / "out", ["joiner"])
 
 
 def test_a_part_alone(make_model, tmp_path: Path) -> None:
@@ -77,7 +104,7 @@ def test_what_cannot_be_averaged_says_why(make_model, call, tmp_path: Path) -> N
         ([one, f"{one}:inf"], [], "expected a weight above 0"),
         ([one, f"{one}:nan"], [], "expected a weight above 0"),
         ([one, tmp_path / "none"], [], "expected a model directory, found nothing there"),
-        ([one, other], [], r"expected \(.*\) as in .*, found \(.*\); average models of one network"),
+        ([one, other], [], r"hidden: expected 24 as in .*, found 16; average models of one network"),
         ([one, tmp_path / "labels"], [], "expected the labels of .*average the encoder alone"),
         ([one, tmp_path / "labels"], ["encoder", "joiner"], "expected the labels of"),
         ([one, tmp_path / "features"], ["encoder"], "expected features as"),

@@ -151,6 +151,9 @@ def test_another_kind_begins_with_its_defaults() -> None:
     assert override(TransducerConfig(), ["predictor.layers=2", "predictor.kind=lstm"]) == config
     with pytest.raises(ConfigError, match=r"--set: predictor\.kind: expected .*'lstm'.*, found 'gru'$"):
         override(TransducerConfig(), ["predictor.kind=gru"])
+    for section in ("probability", "model_fields"):  # what the class has beside its settings
+        with pytest.raises(ConfigError, match=f"there is no section '{section}'"):
+            override(TransducerConfig(), [f"loss.transducer.{section}.kind=pruned"])
 
 
 def test_the_parts_of_another_kind_can_be_set() -> None:

@@ -259,10 +259,10 @@ def test_every_utterance_has_a_second_pass(make_model, speech_like, monkeypatch)
         assert len(found.alternatives) == 3
         for one, other in zip(final.alternatives, found.alternatives, strict=True):
             assert (one.score, one.ctc) == pytest.approx((other.score, other.ctc), rel=1e-4)
-    for rules, found in (({"nothing_s": None}, "no end"), ({"max_length_s": 58}, "63 s")):
+    for rules, found in (({"nothing_s": None}, "no end"), ({"max_length_s": 50}, "61 s")):
         with pytest.raises(ConfigError, match=f"expected utterances of at most 60 s.* found {found}"):
             recognizer.stream(RATE, endpoint=EndpointConfig(**rules))
-    recognizer.stream(RATE, endpoint=EndpointConfig(max_length_s=55))
+    recognizer.stream(RATE, endpoint=EndpointConfig(max_length_s=49))
 
 
 def test_a_final_result_says_that_it_was_heard_again(recognizer: Recognizer, speech_like) -> None:

@@ -75,6 +75,10 @@ def test_what_is_wrong_is_said_in_a_line(script, sounds, tmp_path, capsys, monke
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
+    with (sounds / "core-sounds-en.txt").open("a") as text:
+        text.write("vm-goodbye: Goodbye and again goodbye.\n")
+    assert fails("--data-dir", str(sounds)).endswith("expected each prompt once, found vm-goodbye again")
+    (sounds / "core-sounds-en.txt").write_text(TEXT)
     (sounds / "agent-pass.sln16").write_bytes(b"\0\0\0")
     line = fails("--data-dir", str(sounds))
     assert line.endswith("agent-pass.sln16: expected 16-bit samples, 10000000 bytes at most, found 3 bytes")

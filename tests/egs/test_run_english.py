@@ -85,7 +85,7 @@ def test_a_beginning_with_whisper(corpora: Path, tmp_path: Path, load_script) ->
     epochs = ("--epochs", 1, "--views-epochs", 1, "--rounds", 1)
     run("--data-dir", corpora, *common, *epochs)
     name = "encoder.layers.0.feed_forward.up.weight"
-    steps = ("begin", "head", "mixed", "views", "back-1", "round-1", "back")
+    steps = ("begin", "head", "mixed", "views", "back-1", "round-1", "back-2")
     began, head, mixed, views, *rounds, back = (load_file(exp / step / "model.safetensors") for step in steps)
     assert torch.equal(began[name], read_whisper(whisper)[name.removeprefix("encoder.")])
     moved = {part: float((head[part] - began[part]).abs().max()) for part in head}
