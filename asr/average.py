@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from asr.directory import read_card
 from asr.errors import ConfigError
 from asr.export import write_recogniser
 from asr.model_directory import LoadedModel, load_model
 from asr.train.finetune import FREE, differences
+from asr.train.optim import is_within
+from asr.weights import weighted_mean
 
 WITHOUT_LABELS = ("encoder", "norm")
 """Parts of the network to which the labels do not matter."""
@@ -54,17 +53,17 @@ def average_models(members: Sequence[Member], out: Path, parts: Sequence[str] = 
             raise ConfigError(f"{out}: expected another directory than those of the models")
     first, *others = [load_model(member.model) for member in members]
     weights = first.network.state_dict()
-    names = [name for name in weights if not parts or any(f"{name}.".startswith(f"{p}.") for p in parts)]
+    names = [name for name in weights if not parts or any(is_within(name, part) for part in parts)]
     for part in parts:
-        if not any(f"{name}.".startswith(f"{part}.") for name in names):
+        if not any(is_within(name, part) for name in names):
             own = ", ".join(dict.fromkeys(name.split(".")[0] for name in weights))
             raise ConfigError(f"{part}: expected a part of the network ({own}, or a part of these)")
     for member, other in zip(members[1:], others, strict=True):
         _check(members[0].model, first, member.model, other, names)
     shares = _shares([member.weight for member in members])
-    states = [weights, *(other.network.state_dict() for other in others)]
-    averaged = {name: _mean([state[name] for state in states], shares) for name in names}
-    first.network.load_state_dict({**weights, **averaged})
+    states = (each.network.state_dict() for each in (first, *others))
+    taken = ({name: state[name] for name in names} for state in states)
+    first.network.load_state_dict({**weights, **weighted_mean(zip(taken, shares, strict=True))})
     said = ", ".join(
         f"{100 * share:.3g} % of {member.model}" for share, member in zip(shares, members, strict=True)
     )
@@ -80,14 +79,6 @@ def _shares(weights: Sequence[float]) -> list[float]:
     most = max(weights)
     total = sum(weight / most for weight in weights)
     return [weight / most / total for weight in weights]
-
-
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Of corresponding tensors; whole numbers are the first one's."""
-    if not tensors[0].is_floating_point():
-        return tensors[0]
-    parts = zip(tensors, shares, strict=True)
-    return torch.stack([x.double() * share for x, share in parts]).sum(0).to(tensors[0])
 
 
 def _check(

@@ -11,7 +11,7 @@ What is read is float32 again, whatever it was stored as: a network computes the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +56,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             )
         stored[name] = rows.float() * _by_row(scale, rows)
     return {name: tensor.float() if _rounded(tensor) else tensor for name, tensor in stored.items()}
+
+
+def weighted_mean(members: Iterable[tuple[Mapping[str, Tensor], float]]) -> dict[str, Tensor]:
+    """Mean of weights of the same names, each with how much it counts; accumulated in float64, float32."""
+    totals: dict[str, Tensor] = {}
+    whole = 0.0
+    for weights, count in members:
+        whole += count
+        for name, tensor in weights.items():
+            part = tensor.double() * count
+            totals[name] = totals[name] + part if name in totals else part
+    return {name: (total / whole).float() for name, total in totals.items()}
 
 
 def _rows_in_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,6 +92,24 @@ def load_script() -> Callable[[Path], ModuleType]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def with_neighbours(load_script) -> Callable[[Path], AbstractContextManager[ModuleType]]:
+    """Gives a script that imports the files beside it, as long as the context lasts."""
+
+    @contextmanager
+    def load(path: Path) -> Iterator[ModuleType]:
+        before = set(sys.modules)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(path.parent)
+            yield load_script(path)
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and Path(file).parent == path.parent:
+                del sys.modules[name]
 
     return load
 

@@ -32,7 +32,7 @@ from asr.config import write_atomically
 from asr.errors import ModelError, TrainingError
 from asr.model_directory import WEIGHTS
 from asr.train.sharding import spread_like, whole
-from asr.weights import read_weights
+from asr.weights import read_weights, weighted_mean
 
 TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.safetensors", "progress.json"
 PREFIX = "step-"
@@ -209,12 +209,8 @@ def prune(directory: Path, keep_best: int) -> None:
 
 
 def average(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the weights of several checkpoints, accumulated in float64; raises ModelError."""
-    total: dict[str, Tensor] = {}
-    for path in paths:
-        for name, tensor in read_weights(path / WEIGHTS).items():
-            total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {name: (tensor / len(paths)).float() for name, tensor in total.items()}
+    """Mean of the weights of several checkpoints (asr.weights); raises ModelError."""
+    return weighted_mean((read_weights(path / WEIGHTS), 1.0) for path in paths)
 
 
 def _way_out(path: Path) -> str:

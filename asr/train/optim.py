@@ -57,7 +57,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        prefixes = [prefix for prefix in config.rates if _begins(name, prefix)]
+        prefixes = [prefix for prefix in config.rates if is_within(name, prefix)]
         fitting.update(prefixes)
         rate = config.rates[max(prefixes, key=len)] if prefixes else 1.0
         decayed = parameter.dim() > 1 and id(parameter) not in embeddings
@@ -72,8 +72,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
-def _begins(name: str, prefix: str) -> bool:
-    """Whether `prefix` names a parameter or the modules that it is in."""
+def is_within(name: str, prefix: str) -> bool:
+    """Whether `prefix` names a parameter or one of the modules that it is in."""
     return f"{name}.".startswith(f"{prefix}.")
 
 

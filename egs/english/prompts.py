@@ -21,15 +21,22 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 from lhotse import MonoCut, SupervisionSegment
+from sources import Source, download_source
 from splits import words_of
 
-from asr.data.download import OfflineError, fetch, unpack
-from asr.data.manifests import file_recording, write_cuts
+from asr.data.manifests import cut_text, file_recording, write_cuts
 from asr.errors import AsrError, DataError
 from asr.text.lines import read_lines
 
-ARCHIVE = "https://downloads.asterisk.org/pub/telephony/sounds/asterisk-core-sounds-en-sln16-current.tar.gz"
-MAX_ARCHIVE_BYTES, MAX_RAW_BYTES = 200_000_000, 10_000_000
+ASTERISK = Source(
+    page="https://www.asterisk.org/",
+    licence="CC BY-SA 3.0",
+    archive="https://downloads.asterisk.org/pub/telephony/sounds/asterisk-core-sounds-en-sln16-current.tar.gz",
+    max_bytes=200_000_000,
+    pattern="*",
+    strip=0,
+)
+MAX_RAW_BYTES = 10_000_000
 TEXT, RAW, SUFFIXES = "core-sounds-en.txt", ".sln16", (".sln16", ".wav", ".flac")
 RATE = 16000
 LEAST_WORDS = 3
@@ -81,11 +88,7 @@ def _copy(raw: Path, path: Path) -> None:
 def prepare(out_dir: Path, data_dir: Path | None = None) -> dict[str, list[MonoCut]]:
     """Write both parts, a prompt into that of the parity of its name's checksum; raises AsrError."""
     if data_dir is None:
-        try:
-            archive = fetch(ARCHIVE, out_dir / "download" / Path(ARCHIVE).name, MAX_ARCHIVE_BYTES)
-        except OfflineError as error:
-            raise DataError(f"{error}; pass --data-dir with the folder that holds {TEXT}") from error
-        data_dir = unpack(archive, out_dir / "download" / "asterisk", "*", strip=0)
+        data_dir = download_source(ASTERISK, "asterisk", out_dir / "download", holding=TEXT)
     parts: dict[str, list[MonoCut]] = {part: [] for part in PARTS}
     names = set[str]()
     for prompt in prompts(data_dir):
@@ -114,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"prompts.py: {error}", file=sys.stderr)
         return 1
     for part, cuts in parts.items():
-        words = sum(len((cut.supervisions[0].text or "").split()) for cut in cuts)
+        words = sum(len(cut_text(cut).split()) for cut in cuts)
         minutes = sum(cut.duration for cut in cuts) / 60
         print(f"{args.out_dir / part}.jsonl.gz: {len(cuts)} prompts, {words} words, {minutes:.1f} minutes")
     return 0

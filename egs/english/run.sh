@@ -75,8 +75,8 @@ fi
 if run 6; then
   # Both networks were trained to hear whole utterances as well: their final results are those.
   trained=$(newest $( ((people_epochs == 0)) || echo people ) $returned views mixed)
-  asr export "$trained" "$exp/small" --weights int8 --beam 12 --search finals=whole --lm "$exp/lm/small.arpa" \
-    --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.7 \
+  asr export "$trained" "$exp/small" --weights int8 --beam 12 --search finals=whole --search margin=6 --lm "$exp/lm/small.arpa" \
+    --search fusion.lm_weight=0.7 --search fusion.internal_lm_weight=0.2 --search fusion.reward=0.5 \
     --search fusion.words.unknown=-12 --search fusion.words.penalty=-2
 fi
 if run 7; then

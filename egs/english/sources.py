@@ -91,10 +91,14 @@ def find_folders(out_dir: Path, data_dir: Path | None, only: Collection[str] = (
 
 def download(name: str, directory: Path) -> Path:
     """Fetch and unpack a corpus below `directory`; raises DataError with no connection."""
-    source = SOURCES[name]
+    return download_source(SOURCES[name], name, directory, holding=f"{name}/")
+
+
+def download_source(source: Source, name: str, directory: Path, holding: str) -> Path:
+    """The same of any source; `holding`: what a folder given instead has to hold."""
     try:
         path = directory / f"{name}-{Path(source.archive).name}"
         archive = fetch(source.archive, path, source.max_bytes)
     except OfflineError as error:
-        raise DataError(f"{error}; pass --data-dir with the folder that holds {name}/") from error
+        raise DataError(f"{error}; pass --data-dir with the folder that holds {holding}") from error
     return unpack(archive, directory / name, source.pattern, source.strip)

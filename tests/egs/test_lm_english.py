@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,9 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def lm(load_script):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGLISH)
-        yield load_script(ENGLISH / "lm.py")
-        del sys.modules["splits"], sys.modules["synthesise"]
+def lm(with_neighbours):
+    with with_neighbours(ENGLISH / "lm.py") as module:
+        yield module
 
 
 @pytest.fixture

@@ -27,11 +27,9 @@ TEST_AGES = {"0011": 7, "0012": 15, "0013": 19, "0014": 43}
 
 
 @pytest.fixture(scope="module")
-def english(load_script):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGLISH)
-        yield load_script(ENGLISH / "prepare.py")
-        del sys.modules["sources"], sys.modules["splits"]
+def english(with_neighbours):
+    with with_neighbours(ENGLISH / "prepare.py") as module:
+        yield module
 
 
 def sound(path: Path, seconds: float = 0.2, rate: int = RATE, channels: int = 1) -> None:

@@ -28,11 +28,9 @@ vm-goodbye: Goodbye and thank-you for calling!
 
 
 @pytest.fixture(scope="module")
-def script(load_script):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGLISH)
-        yield load_script(ENGLISH / "prompts.py")
-        del sys.modules["splits"]
+def script(with_neighbours):
+    with with_neighbours(ENGLISH / "prompts.py") as module:
+        yield module
 
 
 @pytest.fixture
@@ -91,6 +89,6 @@ def test_what_is_wrong_is_said_in_a_line(script, sounds, tmp_path, capsys, monke
     def offline(*_: object) -> None:
         raise OfflineError("no connection")
 
-    monkeypatch.setattr(script, "fetch", offline)
+    monkeypatch.setattr(sys.modules["sources"], "fetch", offline)
     assert "no connection; pass --data-dir with the folder" in fails()
     assert not (tmp_path / "out" / "test-prompts.jsonl.gz").exists()

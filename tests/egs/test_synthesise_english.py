@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,9 @@ RATE = 22050
 
 
 @pytest.fixture(scope="module")
-def synthesise(load_script):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGLISH)
-        yield load_script(ENGLISH / "synthesise.py")
-        del sys.modules["splits"]
+def synthesise(with_neighbours):
+    with with_neighbours(ENGLISH / "synthesise.py") as module:
+        yield module
 
 
 class Hum:
