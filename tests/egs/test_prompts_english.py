@@ -19,7 +19,7 @@ TEXT = """; Core Asterisk Sounds in English
 
 agent-pass: Please enter your password, followed by the pound key.
 followme/call-from: Incoming call from...
-ascending-2tone: [ascending tones]
+ascending-2tone: [two ascending tones]
 added: Added.
 digits/20: Twenty 20 is it.
 never-recorded: There is no such sound.
